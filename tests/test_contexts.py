@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_selfdistill.contexts import (
+    Rollout,
+    completion_text,
+    context_source,
+    correct_peer,
+    gold,
+    group_peers,
+    peer_else_gold,
+    resolve_context,
+)
+
+
+def rollout(**kwargs) -> Rollout:
+    return Rollout(**{"row": {}, "completion": "y", "correct": True, **kwargs})
+
+
+def test_builtin_builders():
+    both = rollout(gold="g", peers=("p", "q"))
+    assert (gold(both), correct_peer(both), peer_else_gold(both)) == ("g", "p", "p")
+    alone = rollout(gold="g")
+    assert (correct_peer(alone), peer_else_gold(alone)) == (None, "g")
+    assert peer_else_gold(rollout()) is None
+
+
+groups = st.tuples(st.integers(1, 6), st.integers(1, 5)).flatmap(
+    lambda shape: st.tuples(
+        st.just(shape[0]), st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
+    )
+)
+
+
+@given(groups, st.text(max_size=5))
+def test_peers_are_eligible_members_of_the_own_group_and_never_the_rollout_itself(group, seed):
+    size, eligible = group
+    texts = [f"text {i}" for i in range(len(eligible))]
+    for index, peers in enumerate(group_peers(texts, eligible, size, seed)):
+        start = index - index % size
+        expected = {texts[i] for i in range(start, start + size) if eligible[i] and i != index}
+        assert len(peers) == len(expected)
+        assert set(peers) == expected
+
+
+def test_peers_depend_on_the_seed_alone():
+    texts, eligible = [str(i) for i in range(16)], [True] * 16
+    assert group_peers(texts, eligible, 8, "a") == group_peers(texts, eligible, 8, "a")
+    assert group_peers(texts, eligible, 8, "a") != group_peers(texts, eligible, 8, "b")
+
+
+def test_the_first_peer_is_uniform():
+    counts = dict.fromkeys("bcd", 0)
+    for seed in range(3000):
+        counts[group_peers(list("abcd"), [True] * 4, 4, str(seed))[0][0]] += 1
+    assert all(900 < count < 1100 for count in counts.values()), counts
+
+
+def test_an_equal_text_of_another_rollout_is_a_peer_but_an_empty_one_is_not():
+    assert group_peers(["7", "7", " \n"], [True] * 3, 3, "s") == [("7",), ("7",), ("7", "7")]
+
+
+def test_incomplete_groups_are_refused():
+    with pytest.raises(ValueError, match="groups of 4"):
+        group_peers(["a"] * 6, [True] * 6, 4, "s")
+
+
+def test_resolve_by_name_and_by_path():
+    assert resolve_context("peer") is correct_peer
+    assert resolve_context("trl_selfdistill.contexts.gold") is gold
+
+
+@pytest.mark.parametrize("name", ["golden", "no.such.module.f", "trl_selfdistill.contexts.nothing", "math.pi", ""])
+def test_resolve_refuses_what_is_not_a_function(name):
+    with pytest.raises(ValueError, match="context="):
+        resolve_context(name)
+
+
+def test_sources():
+    r = rollout(gold="g", peers=("p",))
+    assert [context_source(r, c) for c in (None, "p", "g", "x")] == ["none", "peer", "gold", "custom"]
+
+
+def test_text_of_completions():
+    assert completion_text("plain") == "plain"
+    assert completion_text([{"role": "assistant", "content": "a"}]) == "a"
+    assert completion_text([{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]) == "b"
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]},
+        {"role": "tool", "name": "add", "content": "3"},
+        {"role": "assistant", "reasoning_content": "so", "content": "three"},
+    ]
+    assert completion_text(turns) == "add({'a': 1})\n3\nso\nthree"

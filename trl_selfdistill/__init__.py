@@ -1,0 +1,22 @@
+"""On-policy self-distillation for TRL: the policy, shown privileged context, is its own teacher."""
+
+from trl_selfdistill._compat import check_trl
+
+check_trl()
+
+from trl_selfdistill.collator import PrivilegedContextCollator  # noqa: E402
+from trl_selfdistill.config import SelfDistillConfig  # noqa: E402
+from trl_selfdistill.contexts import Rollout  # noqa: E402
+from trl_selfdistill.rlrt import RLRTConfig, RLRTTrainer  # noqa: E402
+from trl_selfdistill.signals import EntropyGate  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EntropyGate",
+    "PrivilegedContextCollator",
+    "RLRTConfig",
+    "RLRTTrainer",
+    "Rollout",
+    "SelfDistillConfig",
+]

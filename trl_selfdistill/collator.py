@@ -1,0 +1,234 @@
+"""Prompts and privileged contexts in, teacher prompts as token ids out. Needs a tokenizer, no model.
+
+Only the prompt is built here. The teacher scores the very completion ids that the student sampled: they are appended to
+these prompts later and are never decoded and encoded again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from trl_selfdistill.templates import (
+    ELLIPSIS,
+    Prompt,
+    check_template,
+    default_template,
+    fill_template,
+    text_of,
+    unused_marker,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivilegedContextCollator:
+    """Builds the prompts of the teacher, who sees what the student does not.
+
+    `context_placement="user"` writes `teacher_template` into the last user turn (or, for plain text, around the
+    prompt); system messages, earlier turns and tool schemas stay. `"system"` puts a block before the prompt's own
+    tokens, which stay untouched: for multi-turn prompts, tools, images, and prompts that do not end with a user turn.
+
+    A context is always encoded as plain text. Chat markers inside it never become special tokens, and braces in it mean
+    nothing. `max_context_tokens` cuts the context alone, in its middle, never the question, the instruction around it
+    or the generation header.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the policy.
+        teacher_template: text with one `{context}` and at most one `{prompt}` (placement "user" only; without it the
+            template follows the prompt). `None` takes the default of the placement.
+        context_placement: "user" or "system".
+        max_context_tokens: longest context in tokens, `None` for no limit.
+        teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
+        chat_template: a chat template in place of the tokenizer's.
+
+    Raises `ValueError` for a bad template, placement or limit.
+    """
+
+    tokenizer: Any
+    teacher_template: str | None = None
+    context_placement: Literal["user", "system"] = "user"
+    max_context_tokens: int | None = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_placement not in ("user", "system"):
+            raise ValueError(f"context_placement={self.context_placement!r} must be 'user' or 'system'.")
+        if self.max_context_tokens is not None and self.max_context_tokens < 1:
+            raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
+        check_template(self._template, self.context_placement)
+
+    @property
+    def _template(self) -> str:
+        return self.teacher_template or default_template(self.context_placement)
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        contexts: Sequence[str | None],
+        *,
+        prompt_ids: Sequence[list[int]] | None = None,
+        tools: Sequence[list[Any] | None] | None = None,
+    ) -> BatchEncoding:
+        """Teacher prompts for a batch of B rows, P tokens wide.
+
+        Args:
+            prompts: plain texts or conversations, as the student got them.
+            contexts: privileged text of each row, `None` for a row without a teacher.
+            prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
+            tools: the tool schemas of each row.
+
+        Returns a `BatchEncoding` (a dict that also has attributes and `.to(device)`) of
+            teacher_prompt_ids: (B, P) int, padded on the left. Without a context, the student's own prompt.
+            teacher_prompt_mask: (B, P) int, from lengths, never from the pad id.
+            has_context: (B,) bool, False where the context was `None`.
+            context_tokens: (B,) int, the context's length before truncation.
+            context_truncated: (B,) bool.
+
+        Raises `ValueError` when a context is not text, or cannot be placed.
+        """
+        tools = tools or [None] * len(prompts)
+        rows, lengths, truncated = [], [], []
+        for i, (prompt, context) in enumerate(zip(prompts, contexts, strict=True)):
+            own_ids = None if prompt_ids is None else prompt_ids[i]
+            ids, length, cut = self._row(prompt, context, own_ids, tools[i])
+            rows.append(ids)
+            lengths.append(length)
+            truncated.append(cut)
+        padded, mask = self._pad_left(rows)
+        return BatchEncoding(
+            {
+                "teacher_prompt_ids": padded,
+                "teacher_prompt_mask": mask,
+                "has_context": torch.tensor([context is not None for context in contexts], dtype=torch.bool),
+                "context_tokens": torch.tensor(lengths, dtype=torch.long),
+                "context_truncated": torch.tensor(truncated, dtype=torch.bool),
+            }
+        )
+
+    def _row(
+        self, prompt: Prompt, context: str | None, own_ids: list[int] | None, tools: list[Any] | None
+    ) -> tuple[list[int], int, bool]:
+        if context is None:
+            return own_ids or self._student_ids(prompt, tools), 0, False
+        if not isinstance(context, str):
+            raise ValueError(
+                f"A privileged context must be a string or None, got {type(context).__name__}. "
+                "Convert it in the dataset, or in `context_builder`."
+            )
+        context_ids = self._encode_literally(context)
+        length = len(context_ids)
+        context_ids = self._truncate(context_ids)
+        if self.context_placement == "user":
+            before, after = self._user_prompt(prompt, tools)
+            ids = [*before, *context_ids, *after]
+        else:
+            before, after = self._system_block(prompt)
+            ids = self._prepend([*before, *context_ids, *after], own_ids or self._student_ids(prompt, tools))
+        return ids, length, len(context_ids) < length
+
+    def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode_plain(prompt)
+        return self._encode(self._render(prompt, tools, add_generation_prompt=True))
+
+    def _user_prompt(self, prompt: Prompt, tools: list[Any] | None) -> tuple[list[int], list[int]]:
+        """The tokens before and after the context when it goes into the last user turn."""
+        marker = unused_marker(self._template + str(prompt))
+        if isinstance(prompt, str):
+            before, after = fill_template(self._template, prompt, marker).split(marker)
+            return self._encode_plain(before), self._encode(after)
+        if not prompt or prompt[-1]["role"] != "user":
+            last = prompt[-1]["role"] if prompt else "nothing"
+            raise ValueError(
+                f"context_placement='user' needs prompts that end with a user turn, but one ends with {last!r}. "
+                "Use context_placement='system', which leaves the prompt as it is."
+            )
+        turn = fill_template(self._template, text_of(prompt[-1]["content"]), marker)
+        messages = [*prompt[:-1], {**prompt[-1], "content": turn}]
+        return self._split_rendered(self._render(messages, tools, add_generation_prompt=True), marker)
+
+    def _system_block(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """The tokens before and after the context in a block that stands before the prompt."""
+        marker = unused_marker(self._template)
+        block = fill_template(self._template, "", marker)
+        if isinstance(prompt, str):
+            before, after = block.split(marker)
+            return self._encode(before), self._encode(after + "\n\n")
+        messages = [{"role": "system", "content": block}]
+        return self._split_rendered(self._render(messages, None, add_generation_prompt=False), marker)
+
+    def _prepend(self, block: list[int], own_ids: list[int]) -> list[int]:
+        """`block` before the prompt's tokens; a beginning-of-text token stays first and stands once."""
+        bos = self.tokenizer.bos_token_id
+        if bos is None or own_ids[:1] != [bos]:
+            return [*block, *own_ids]
+        return [bos, *(block[1:] if block[:1] == [bos] else block), *own_ids[1:]]
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,  # some templates write tool boilerplate for an empty list
+                chat_template=self.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **(self.teacher_chat_template_kwargs or {}),
+            )
+        except Exception as error:  # jinja raises whatever the template asks for
+            roles = [message["role"] for message in messages]
+            raise ValueError(
+                f"The chat template cannot render a teacher prompt with the roles {roles}: {error}. Change "
+                "context_placement, or give a chat template that can."
+            ) from error
+
+    def _split_rendered(self, rendered: str, marker: str) -> tuple[list[int], list[int]]:
+        parts = rendered.split(marker)
+        if len(parts) != 2:
+            raise ValueError(
+                f"The chat template wrote the message with the context {len(parts) - 1} times instead of once, so the "
+                "context cannot be placed. Give a chat template that writes each message once."
+            )
+        return self._encode(parts[0]), self._encode(parts[1])
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Plain text with what the tokenizer itself puts first (a beginning-of-text token, mostly)."""
+        return [*self.tokenizer("")["input_ids"], *self._encode(text)]
+
+    def _encode_literally(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        if (special - {self.tokenizer.unk_token_id}).intersection(ids):
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} turns chat markers inside a context into special tokens, although "
+                "asked not to. Use a fast tokenizer (`use_fast=True`)."
+            )
+        return ids
+
+    def _truncate(self, ids: list[int]) -> list[int]:
+        limit = self.max_context_tokens
+        if limit is None or len(ids) <= limit:
+            return ids
+        mark = self._encode(ELLIPSIS)
+        mark = mark if len(mark) + 2 <= limit else []
+        head = (limit - len(mark) + 1) // 2
+        tail = limit - len(mark) - head
+        return [*ids[:head], *mark, *ids[len(ids) - tail :]]
+
+    def _pad_left(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max((len(row) for row in rows), default=0)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+            mask[i, width - len(row) :] = 1
+        return ids, mask

@@ -1,0 +1,138 @@
+"""The configuration fields that all self-distillation trainers share."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from trl_selfdistill.contexts import resolve_context
+from trl_selfdistill.templates import check_template
+
+TEACHER_KINDS = ("live", "base")
+
+
+@dataclass
+class SelfDistillConfig(GRPOConfig):
+    r"""
+    Configuration shared by [`RLRTTrainer`], [`AntiSDTrainer`] and [`OPSDTrainer`]: everything of [`~trl.GRPOConfig`],
+    and what follows.
+
+    > Parameters that control the privileged context
+
+    Parameters:
+        context (`str`, *optional*, defaults to `"gold"`):
+            What the teacher sees: `"gold"` (the dataset's solution), `"peer"` (a correct rollout of the same group,
+            never the rollout itself), `"peer_else_gold"`, or the dotted path of a function `Rollout -> str | None`.
+        privileged_context_column (`str`, *optional*, defaults to `"privileged_context"`):
+            Dataset column with the gold solution. `"solution"` is taken where this column is absent.
+        teacher_template (`str`, *optional*):
+            Text around the context, with one `{context}` and at most one `{prompt}`. `None` is the algorithm's own.
+        context_placement (`str`, *optional*, defaults to `"user"`):
+            `"user"`: into the last user turn. `"system"`: a block before the unchanged prompt tokens, for multi-turn
+            prompts, tools and images.
+        max_context_tokens (`int`, *optional*):
+            Longest context in tokens; longer ones are cut in their middle, and counted. `None`: no limit.
+        teacher_chat_template_kwargs (`dict`, *optional*):
+            Chat-template arguments of the teacher. `None`: the student's `chat_template_kwargs`.
+
+    > Parameters that control the teacher
+
+        teacher_model_kind (`str`, *optional*, defaults to `"live"`):
+            `"live"` (the current policy) or `"base"` (the policy as it was at the start: adapter off under PEFT, a
+            frozen copy otherwise).
+
+    > Parameters that control correctness and logging
+
+        correctness_reward (`str`, *optional*):
+            Name of the reward function that tells whether a rollout is correct. `None`: the first one.
+        correctness_threshold (`float`, *optional*, defaults to `1.0`):
+            A rollout is correct when that reward is at least this much. Truncated rollouts and `None`/NaN rewards are
+            never correct.
+        log_token_signals (`bool`, *optional*, defaults to `False`):
+            Write what the teacher said about every token of the last batch to `output_dir/token_signals/*.parquet` at
+            each logging step.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_chat_template_kwargs"]
+
+    context: str = field(
+        default="gold",
+        metadata={"help": "What the teacher sees: 'gold', 'peer', 'peer_else_gold' or the dotted path of a function."},
+    )
+    privileged_context_column: str = field(
+        default="privileged_context",
+        metadata={"help": "Dataset column with the gold solution; 'solution' is taken where it is absent."},
+    )
+    teacher_template: str | None = field(
+        default=None,
+        metadata={"help": "Text around the context: one {context}, at most one {prompt}. None: the algorithm's own."},
+    )
+    context_placement: str = field(
+        default="user",
+        metadata={
+            "help": "'user': into the last user turn; 'system': a block before the unchanged prompt tokens.",
+            "choices": ["user", "system"],
+        },
+    )
+    max_context_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Longest context in tokens; longer ones are cut in their middle. None: no limit."},
+    )
+    teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Chat-template arguments of the teacher. None: the student's chat_template_kwargs."},
+    )
+    teacher_model_kind: str = field(
+        default="live",
+        metadata={
+            "help": "Whose weights score: 'live' (the current policy) or 'base' (the policy at the start).",
+            "choices": list(TEACHER_KINDS),
+        },
+    )
+    correctness_reward: str | None = field(
+        default=None,
+        metadata={"help": "Name of the reward function that tells correctness. None: the first one."},
+    )
+    correctness_threshold: float = field(
+        default=1.0,
+        metadata={"help": "A rollout is correct when the correctness reward is at least this much."},
+    )
+    log_token_signals: bool = field(
+        default=False,
+        metadata={"help": "Write the teacher's per-token signal to output_dir/token_signals at each logging step."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` for a field of this package that cannot work, before anything is loaded."""
+        resolve_context(self.context)
+        if self.context_placement not in ("user", "system"):
+            raise ValueError(f"context_placement={self.context_placement!r} must be 'user' or 'system'.")
+        if self.teacher_template is not None:
+            check_template(self.teacher_template, self.context_placement)
+        if self.max_context_tokens is not None and self.max_context_tokens < 1:
+            raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
+        if self.teacher_model_kind not in TEACHER_KINDS:
+            raise ValueError(f"teacher_model_kind={self.teacher_model_kind!r} must be one of {list(TEACHER_KINDS)}.")
+
+    @classmethod
+    def from_grpo(cls, args: GRPOConfig) -> "SelfDistillConfig":
+        """This configuration with the values of a plain `GRPOConfig` and defaults elsewhere.
+
+        A script that only changes the trainer's class keeps its `GRPOConfig`. It has been resolved already (batch
+        sizes, devices), so it is copied as it is instead of being built again.
+        """
+        new = object.__new__(cls)
+        # The fields of this package all have plain defaults, which dataclasses keep as class attributes.
+        new.__dict__.update(args.__dict__)
+        new.check()
+        return new
+
+
+def in_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise `ValueError` unless `low <= value <= high`."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} must be between {low} and {high}.")

@@ -1,0 +1,117 @@
+"""Which privileged text a rollout's teacher is shown. Plain Python: no torch, no tokenizer, no trainer.
+
+A context builder is any function `Rollout -> str | None`; `None` means that the row gets no teacher. Pass one as
+`context_builder=` to a trainer, or name it in the config (`context="my_package.my_module.my_function"`).
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion y and all that a context builder may look at."""
+
+    row: Mapping[str, Any]
+    """The dataset row, with every column."""
+    completion: str
+    """The completion as text, thinking part included, special tokens removed."""
+    correct: bool
+    """Raw correctness (see `correctness_reward`), never the shaped total reward. Truncated rollouts are not correct."""
+    gold: str | None = None
+    """The row's privileged column, `None` where the row or the dataset has none."""
+    peers: tuple[str, ...] = ()
+    """The correct completions of the same group, never this rollout itself, in a seeded random order."""
+
+
+ContextBuilder = Callable[[Rollout], str | None]
+
+
+def gold(rollout: Rollout) -> str | None:
+    """The dataset's own solution (OPSD)."""
+    return rollout.gold
+
+
+def correct_peer(rollout: Rollout) -> str | None:
+    """A correct rollout of the same group, drawn uniformly, never the rollout itself (RLRT)."""
+    return rollout.peers[0] if rollout.peers else None
+
+
+def peer_else_gold(rollout: Rollout) -> str | None:
+    """A correct peer where the group has one, else the dataset's solution (AntiSD)."""
+    return rollout.peers[0] if rollout.peers else rollout.gold
+
+
+BUILTIN: dict[str, ContextBuilder] = {"gold": gold, "peer": correct_peer, "peer_else_gold": peer_else_gold}
+
+
+def resolve_context(name: str) -> ContextBuilder:
+    """The builder called `name`: "gold", "peer", "peer_else_gold", or the dotted path of a function.
+
+    Raises `ValueError` when nothing callable is found under that name.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        builder: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"context={name!r} is neither one of {sorted(BUILTIN)} nor the dotted path of an importable function "
+            f"({error}). Pass `context_builder=` to the trainer to use a function that is not importable."
+        ) from error
+    if callable(builder):
+        return builder  # pyright: ignore[reportReturnType]
+    raise ValueError(f"context={name!r} names a {type(builder).__name__}, not a function Rollout -> str | None.")
+
+
+def group_peers(
+    completions: Sequence[str], eligible: Sequence[bool], group_size: int, seed: str
+) -> list[tuple[str, ...]]:
+    """For each rollout the eligible completions of its own group without itself, in a random order.
+
+    Groups are consecutive runs of `group_size`. The order depends on `seed` and the rollout's global index alone, so
+    any number of processes chooses alike. Empty completions are never peers: they tell the teacher nothing.
+
+    Raises `ValueError` when the rollouts do not fill whole groups.
+    """
+    if len(completions) % group_size:
+        raise ValueError(f"{len(completions)} rollouts do not fill groups of {group_size}.")
+    peers = []
+    for index in range(len(completions)):
+        start = index - index % group_size
+        others = [i for i in range(start, start + group_size) if i != index and eligible[i] and completions[i].strip()]
+        random.Random(f"{seed}/{index}").shuffle(others)
+        peers.append(tuple(completions[i] for i in others))
+    return peers
+
+
+CONTEXT_SOURCES = ("none", "peer", "gold", "custom")
+
+
+def context_source(rollout: Rollout, context: str | None) -> str:
+    """Where a context came from: "none", "peer", "gold" or, for anything else that a builder made, "custom"."""
+    if context is None:
+        return "none"
+    if context in rollout.peers:
+        return "peer"
+    return "gold" if context == rollout.gold else "custom"
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """A completion as text: itself, or the contents of its messages (all turns of a tool run), thinking included."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(part for message in completion for part in _message_parts(message))
+
+
+def _message_parts(message: Mapping[str, Any]) -> list[str]:
+    content = message.get("content") or ""
+    if not isinstance(content, str):  # content blocks: [{"type": "text", "text": ...}, {"type": "image", ...}]
+        content = "".join(block.get("text", "") for block in content)
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []]
+    thinking = message.get("reasoning_content") or message.get("thinking") or ""
+    return [part for part in (thinking, content, *calls) if part]

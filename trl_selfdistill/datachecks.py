@@ -1,0 +1,61 @@
+"""What can be known of a dataset before training starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset, Value
+
+FALLBACK_COLUMN = "solution"
+
+
+def context_column(names: list[str] | None, column: str) -> str | None:
+    """The column that holds the gold solution: `column`, else "solution", else `None`."""
+    names = names or []
+    return column if column in names else FALLBACK_COLUMN if FALLBACK_COLUMN in names else None
+
+
+def check_column(dataset: Dataset | IterableDataset, column: str, *, needed_by: str | None) -> str | None:
+    """Find the gold column of `dataset` and check that it holds text.
+
+    Args:
+        column: the configured name.
+        needed_by: the value of `context` that cannot do without it, `None` when it is optional.
+
+    Raises `ValueError` when the column is needed and missing, or is not text.
+    """
+    names = dataset.column_names or list(first_row(dataset) or {})
+    found = context_column(names, column)
+    if found is None:
+        if needed_by is None:
+            return None
+        raise ValueError(
+            f"context={needed_by!r} needs a dataset column {column!r} (or {FALLBACK_COLUMN!r}) with the gold solution, "
+            f"but the dataset has {sorted(names)}. Set privileged_context_column to the right one, use context='peer', "
+            "or pass a context_builder."
+        )
+    kind = (dataset.features or {}).get(found)
+    is_text = isinstance(kind, Value) and kind.dtype in ("string", "large_string", "string_view", "null")
+    if kind is not None and not is_text:
+        if needed_by is None and found != column:
+            return None  # a "solution" of another kind belongs to somebody else's reward function
+        raise ValueError(
+            f"The dataset column {found!r} must hold strings (or None), but its type is {kind}. Convert it to text, or "
+            "set privileged_context_column to another column."
+        )
+    return found
+
+
+def gold_of(row: Mapping[str, Any], column: str | None) -> str | None:
+    """The gold solution of a row. Raises `ValueError` when it is neither text nor `None`."""
+    value = None if column is None else row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(
+            f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
+            "Convert it to text, or set privileged_context_column to another column."
+        )
+    return value
+
+
+def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
+    """The first row, `None` of an empty dataset. A stream is opened anew for it and not consumed."""
+    return next(iter(dataset), None)

@@ -1,0 +1,125 @@
+"""What every run logs: counts on completion texts, and statistics of the teacher's signal over all processes."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trl_selfdistill.contexts import CONTEXT_SOURCES
+from trl_selfdistill.signals import TokenScores, masked_fill_nan, summary
+
+EPISTEMIC_WORDS = (
+    "wait",
+    "hmm",
+    "perhaps",
+    "maybe",
+    "actually",
+    "alternatively",
+    "seems",
+    "might",
+    "likely",
+    "check",
+)
+"""The ten deliberation words of https://huggingface.co/papers/2603.24472."""
+
+_EPISTEMIC = re.compile(rf"\b(?:{'|'.join(EPISTEMIC_WORDS)})\b")
+_LEAK = re.compile(
+    r"\b(?:reference|provided|given|correct) (?:solution|answer|rollout|attempt)\b"
+    r"|\bprevious (?:attempt|assessment)\b|\bbased on the (?:text|solution)\b|\bas (?:shown|given) in the solution\b"
+)
+
+
+def epistemic_substrings(text: str) -> int:
+    """Occurrences of the ten words as substrings ("checking" counts), the way the paper's numbers were made."""
+    lowered = text.lower()
+    return sum(lowered.count(word) for word in EPISTEMIC_WORDS)
+
+
+def epistemic_words(text: str) -> int:
+    """Occurrences of the ten words as whole words."""
+    return len(_EPISTEMIC.findall(text.lower()))
+
+
+def mentions_solution(text: str) -> bool:
+    """Whether a completion talks about a solution it was never shown: the sign that privileged context leaks."""
+    return bool(_LEAK.search(text.lower()))
+
+
+def epistemic_token_ids(pairs: Iterable[tuple[str, list[int]]]) -> list[int]:
+    """The ids that stand for a whole epistemic word, from (text, ids) pairs of `epistemic_spellings`."""
+    return sorted({ids[0] for _, ids in pairs if len(ids) == 1})
+
+
+def epistemic_spellings() -> list[str]:
+    """The words as they begin a token in running text: with and without a leading space, lower case and capitalised."""
+    return [space + form for word in EPISTEMIC_WORDS for form in (word, word.capitalize()) for space in ("", " ")]
+
+
+class MetricLog:
+    """Turns rollouts and scores into the numbers that a run logs, over the tokens and rows of all processes."""
+
+    FIRST_TOKENS = 10
+    EXTREME = 5.0
+
+    def __init__(self, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.accelerator = accelerator
+        pairs = [(text, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in epistemic_spellings()]
+        self._epistemic_ids = torch.tensor(epistemic_token_ids(pairs), dtype=torch.long)
+
+    def all_tokens(self, values: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
+        """The values of all processes, in one flat tensor."""
+        not_a_number: Any = math.nan  # accelerate's annotation says int
+        padded = self.accelerator.pad_across_processes(values.float(), dim=0, pad_index=not_a_number)
+        gathered: Any = self.accelerator.gather(padded)
+        return gathered[~gathered.isnan()]
+
+    def means(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Mean of each metric over the entries that are not NaN, in all processes."""
+        return {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
+
+    def rollouts(self, texts: list[str], correct: list[bool], sources: list[str], teacher: Any) -> dict[str, float]:
+        """What the batch's texts and contexts were like."""
+        has_context = teacher["has_context"]
+        rows = {
+            "self_distill/correct": correct,
+            "self_distill/has_teacher": has_context.tolist(),
+            **{f"self_distill/context_{name}": [s == name for s in sources] for name in CONTEXT_SOURCES},
+            "self_distill/context_tokens": masked_fill_nan(teacher["context_tokens"].float(), has_context).tolist(),
+            "self_distill/context_truncated": masked_fill_nan(
+                teacher["context_truncated"].float(), has_context
+            ).tolist(),
+            "completions/epistemic_substrings": [epistemic_substrings(text) for text in texts],
+            "completions/epistemic_words": [epistemic_words(text) for text in texts],
+            "completions/mentions_solution": [mentions_solution(text) for text in texts],
+        }
+        device = self.accelerator.device
+        return self.means({k: torch.tensor(v, dtype=torch.float32, device=device) for k, v in rows.items()})
+
+    def tokens(self, scores: TokenScores, completion_ids: Tensor) -> dict[str, float]:
+        """What the teacher said: u_t and both entropies over the valid tokens of rows with a teacher."""
+        u, mask = scores.log_ratio, scores.mask
+        first = mask & (mask.cumsum(1) <= self.FIRST_TOKENS)
+        epistemic = mask & torch.isin(completion_ids, self._epistemic_ids.to(completion_ids.device))
+        ratio = summary(self.all_tokens(u[mask]))
+        metrics = {
+            "self_distill/log_ratio": ratio["mean"],
+            "self_distill/log_ratio_std": ratio["std"],
+            **self.means(
+                {
+                    "self_distill/log_ratio_extreme": (u[mask].abs() > self.EXTREME).float(),
+                    "self_distill/log_ratio_first10": u[first],
+                    **({"self_distill/log_ratio_epistemic": u[epistemic]} if len(self._epistemic_ids) else {}),
+                }
+            ),
+        }
+        for side, values in (("teacher", scores.teacher_entropy), ("student", scores.student_entropy)):
+            stats = summary(self.all_tokens(values[mask]))
+            metrics[f"self_distill/{side}_entropy"] = stats["mean"]
+            metrics[f"self_distill/{side}_entropy_median"] = stats["median"]
+        return metrics

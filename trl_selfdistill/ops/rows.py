@@ -1,0 +1,158 @@
+"""Row mathematics in plain torch: full vocabulary rows in, statistics and the gradient of the logits out.
+
+Works on any device and in fp64. On a CPU every pass runs over a block that stays in the cache and writes into reused
+buffers: large temporaries are mapped and zeroed anew by the allocator each time, which doubles the cost of a pass.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .types import (
+    CLIPPED,
+    DIVERGENCE,
+    LOGIT_FLOOR,
+    STUDENT_ENTROPY,
+    STUDENT_LOGPS,
+    TEACHER_ENTROPY,
+    TEACHER_LOGPS,
+    Settings,
+    token_scale,
+)
+
+EXP_FLOOR = -80.0  # below, exp returns denormals or 0, many times slower on a CPU; exp(-80) = 2e-35 changes no sum
+_CPU_BLOCK, _BLOCK = 2**18, 2**26  # entries per block
+
+
+def _blocks(n: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    step = max(1, (_CPU_BLOCK if device.type == "cpu" else _BLOCK) // vocab)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _adjust_(logits: Tensor, bias: Tensor | None, s: Settings) -> None:
+    """In place: bias, scale, soft-cap and temperature, in the order of the Hugging Face models."""
+    if bias is not None:
+        logits.add_(bias).clamp_(min=LOGIT_FLOOR)
+    if s.softcap is not None:
+        logits.mul_(s.logit_scale / s.softcap).tanh_().mul_(s.softcap / s.temperature)
+    elif s.logit_scale != s.temperature:
+        logits.mul_(s.logit_scale / s.temperature)
+
+
+def _log_softmax_(logits: Tensor, probs: Tensor) -> Tensor:
+    """In place: logits become log-probabilities, `probs` is filled. Returns the log-sum-exp, (n, 1)."""
+    top = logits.amax(-1, keepdim=True)
+    torch.clamp(logits.sub_(top), min=EXP_FLOOR, out=probs).exp_()
+    total = probs.sum(-1, keepdim=True)
+    probs.div_(total)
+    logits.sub_(total.log_())
+    return top.add_(total)
+
+
+def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
+    return torch.linalg.vecdot(probs, log_probs).neg_()
+
+
+def _entries(ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, beta: float, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Divergence entries l and their derivatives dl / dlog p_s, (n, V) each: the first two of the three buffers."""
+    a, c, b = work
+    if beta == 0.0:
+        return torch.sub(lt, ls, out=a).mul_(pt), torch.neg(pt, out=c)
+    if beta == 1.0:
+        torch.sub(ls, lt, out=a).mul_(ps)
+        return a, torch.add(a, ps, out=c)
+    # From the gap d = log p_t - log p_s, exact for small gaps and without overflow for large ones:
+    # log(m / p_s) = max(d, 0) + r and log(m / p_t) = r - min(d, 0), r = log1p(k expm1(-|d|)), k = 1 - beta if d > 0
+    # else beta.
+    torch.sub(lt, ls, out=a)
+    torch.abs(a, out=b).neg_().expm1_()
+    if beta != 0.5:
+        torch.sign(a, out=c).mul_(0.5 - beta).add_(0.5)
+        b.mul_(c)
+    else:
+        b.mul_(0.5)
+    b.log1p_()
+    torch.clamp(a, min=0.0, out=c).add_(b).mul_(ps).mul_(beta - 1.0)
+    b.sub_(a.clamp_(max=0.0)).mul_(pt).mul_(-beta)
+    return torch.add(b, c, out=a), c
+
+
+def _divergence(
+    ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, s: Settings, work: Tensor
+) -> tuple[Tensor, Tensor | float, Tensor]:
+    """Divergence (n,), clipped teacher mass (n,) and the derivatives of the entries that count, (n, V)."""
+    entries, slopes = _entries(ls, lt, ps, pt, s.beta, work)
+    if s.entry_clip is not None:
+        spare = work[2]
+        clipped = torch.clamp(entries, max=s.entry_clip, out=spare).sum(-1)
+        keep = entries.le_(s.entry_clip)
+        fraction = pt.sum(-1) - torch.mul(pt, keep, out=spare).sum(-1)
+        return clipped, fraction, slopes.mul_(keep)
+    divergence = entries.sum(-1)
+    # Bregman form: the rounding of the two normalisers then enters at second order only.
+    if s.beta == 0.0:
+        divergence += ps.sum(-1) - pt.sum(-1)
+    elif s.beta == 1.0:
+        divergence += pt.sum(-1) - ps.sum(-1)
+    return divergence, 0.0, slopes
+
+
+def divergence_rows(
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor | None,
+    weights: Tensor,
+    stats: Tensor,
+    grad: Tensor | None,
+    settings: Settings,
+) -> None:
+    """One token chunk.
+
+    logits: (2n, V) fp32 or fp64 projections, the student's n rows first; overwritten. targets, weights: (n,).
+    stats: (6, n), filled. grad: (n, V) or None, filled with the gradient of the weighted loss with respect to the
+    student's projection; may be the student half of `logits`.
+    """
+    n, vocab = logits.shape[0] // 2, logits.shape[1]
+    scratch = None
+    for block in _blocks(n, vocab, logits.device):
+        ls, lt = logits[:n][block], logits[n:][block]
+        if scratch is None:
+            scratch = logits.new_empty(5, *ls.shape)
+        ps, pt, *_ = work = scratch[:, : len(ls)]
+        _adjust_(ls, bias, settings)
+        _adjust_(lt, bias, settings)
+        lse = _log_softmax_(ls, ps)
+        _log_softmax_(lt, pt)
+        out = stats[:, block]
+        out[STUDENT_ENTROPY], out[TEACHER_ENTROPY] = _entropy(ls, ps), _entropy(lt, pt)
+        if targets is not None:
+            index = targets[block, None]
+            out[STUDENT_LOGPS], out[TEACHER_LOGPS] = ls.gather(1, index)[:, 0], lt.gather(1, index)[:, 0]
+        out[DIVERGENCE], out[CLIPPED], slopes = _divergence(ls, lt, ps, pt, settings, work[2:])
+        if grad is not None:
+            scale = token_scale(weights[block], out[DIVERGENCE], settings.token_clip)
+            _gradient(slopes, ls, lse, ps, scale, settings, out=grad[block])
+
+
+def _gradient(slopes: Tensor, ls: Tensor, lse: Tensor, ps: Tensor, scale: Tensor, s: Settings, *, out: Tensor) -> None:
+    """From derivatives with respect to log p_s to those with respect to the projection. `out` may share `ls`."""
+    slopes.addcmul_(ps, slopes.sum(-1, keepdim=True), value=-1.0)
+    if s.softcap is not None:
+        ls.add_(lse).mul_(s.temperature / s.softcap).square_()  # tanh^2, whose complement is the slope of the cap
+        slopes.addcmul_(slopes, ls, value=-1.0)
+    torch.mul(slopes, (scale * (s.logit_scale / s.temperature))[:, None], out=out)
+
+
+def logps_rows(logits: Tensor, bias: Tensor | None, targets: Tensor, stats: Tensor, settings: Settings) -> None:
+    """One token chunk of one stream: logits (n, V), overwritten; targets (n,); stats (2, n): log-probability, entropy."""
+    scratch = None
+    for block in _blocks(logits.shape[0], logits.shape[1], logits.device):
+        rows = logits[block]
+        if scratch is None:
+            scratch = torch.empty_like(rows)
+        probs = scratch[: len(rows)]
+        _adjust_(rows, bias, settings)
+        _log_softmax_(rows, probs)
+        stats[0, block] = rows.gather(1, targets[block, None])[:, 0]
+        stats[1, block] = _entropy(rows, probs)

@@ -1,0 +1,145 @@
+"""Whose weights score the completions. Weights only: no maths, no text, no TRL."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+REFERENCE_ADAPTER = "ref"
+"""The name under which GRPO keeps a copy of a preloaded adapter; used here for the same thing."""
+
+
+class Teacher(ABC):
+    """Yields the module that scores, with the teacher's weights in place, and puts everything back afterwards."""
+
+    @abstractmethod
+    def weights(self, policy: nn.Module) -> AbstractContextManager[nn.Module]: ...
+
+
+class LiveTeacher(Teacher):
+    """The policy's current weights."""
+
+    @contextmanager
+    def weights(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield policy
+
+
+class AdapterTeacher(Teacher):
+    """The frozen start of a PEFT policy: its adapter off, or the copy of the adapter that it was loaded with."""
+
+    def __init__(self, model: PeftModel, adapter: str | None) -> None:
+        self._model = model
+        self._adapter = adapter
+
+    @contextmanager
+    def weights(self, policy: nn.Module) -> Iterator[nn.Module]:
+        if self._adapter is None:
+            with self._model.disable_adapter():
+                yield policy
+            return
+        active: Any = self._model.active_adapter
+        self._model.set_adapter(self._adapter)
+        try:
+            yield policy
+        finally:
+            self._model.set_adapter(active)
+            freeze_adapter(self._model, self._adapter)
+
+
+class FrozenCopyTeacher(Teacher):
+    """A second model with the weights that the policy had at the start."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @contextmanager
+    def weights(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield self.model
+
+
+def make_teacher(kind: str, model: nn.Module, *, preloaded: bool, sharded: bool) -> Teacher:
+    """The teacher called `kind` for a policy that is not wrapped yet.
+
+    Args:
+        kind: "live" or "base".
+        model: the policy.
+        preloaded: whether the policy came with an adapter of its own.
+        sharded: whether FSDP or DeepSpeed will split the policy's weights.
+
+    Raises `ValueError` where the kind cannot be right.
+    """
+    if kind == "live":
+        return LiveTeacher()
+    if isinstance(model, PeftModel):
+        return base_adapter_teacher(model, preloaded=preloaded)
+    if sharded:
+        raise ValueError(
+            "teacher_model_kind='base' without PEFT keeps a second copy of the model, which FSDP and DeepSpeed would "
+            "not shard. Use teacher_model_kind='live', or train an adapter (peft_config), whose base is free."
+        )
+    return FrozenCopyTeacher(frozen_copy(model))
+
+
+def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> AdapterTeacher:
+    """The `base` teacher of a PEFT policy.
+
+    A fresh adapter is simply switched off. An adapter that came with the model belongs to the base: a frozen copy of it
+    is kept under `REFERENCE_ADAPTER`, shared with GRPO's own reference where `beta` made one.
+
+    Raises `ValueError` when more than the adapter is trained, for then switching it off does not give the base back.
+    """
+    others = [n for n, p in model.named_parameters() if p.requires_grad and model.prefix not in n]
+    if others:
+        raise ValueError(
+            f"teacher_model_kind='base' switches the adapter off, but {others[0]!r} (and {len(others) - 1} more) are "
+            "trained outside it. Drop `modules_to_save`, `bias` and trainable base weights from the PEFT config, or "
+            "use teacher_model_kind='live'."
+        )
+    if not preloaded:
+        return AdapterTeacher(model, None)
+    if REFERENCE_ADAPTER not in model.peft_config:
+        active: Any = model.active_adapter
+        model.add_adapter(REFERENCE_ADAPTER, model.peft_config[active])
+        for name, parameter in model.named_parameters():
+            if f".{active}." in name:
+                twin = model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}."))
+                twin.data.copy_(parameter.data)
+    freeze_adapter(model, REFERENCE_ADAPTER)
+    return AdapterTeacher(model, REFERENCE_ADAPTER)
+
+
+def freeze_adapter(model: PeftModel, adapter: str) -> None:
+    """Make sure that no optimizer ever touches `adapter` (`set_adapter` makes the adapter it activates trainable)."""
+    for name, parameter in model.named_parameters():
+        if f".{adapter}." in name:
+            parameter.requires_grad_(False)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` in memory, in evaluation mode and without gradients.
+
+    A copy, not a second load from the hub: the policy may have been changed since it was loaded. Patches on the
+    instance's `forward` are dropped, since a patch may close over the original.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        module.__dict__.pop("forward", None)
+    return twin.requires_grad_(False).eval()
+
+
+@contextmanager
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout inside; every module's own mode is restored, also when the forward raises."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
