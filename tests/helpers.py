@@ -37,7 +37,7 @@ def distill_settings(output_dir: Path, **overrides: Any) -> dict[str, Any]:
 
 
 def lenient_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
-    """1.0 when the completion's text has an even number of characters: an untrained model gets it right half the time."""
+    """1.0 for an even number of characters: an untrained model gets it right half the time."""
     return [float(len(c[0]["content"] if isinstance(c, list) else c) % 2 == 0) for c in completions]
 
 

@@ -63,7 +63,8 @@ class PrivilegedContextCollator:
 
     @property
     def _template(self) -> str:
-        return self.teacher_template or default_template(self.context_placement)
+        own = self.teacher_template
+        return default_template(self.context_placement) if own is None else own
 
     def __call__(
         self,

@@ -165,9 +165,10 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         own_kwargs: Any = self.args.teacher_chat_template_kwargs
         kwargs: Any = self.chat_template_kwargs if own_kwargs is None else own_kwargs
         placement: Any = self.args.context_placement
+        own_template = self.args.teacher_template
         return PrivilegedContextCollator(
             self._tokenizer,
-            teacher_template=self.args.teacher_template or self.default_template(placement),
+            teacher_template=self.default_template(placement) if own_template is None else own_template,
             context_placement=placement,
             max_context_tokens=self.args.max_context_tokens,
             teacher_chat_template_kwargs=kwargs,
