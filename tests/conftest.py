@@ -6,11 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from beartype import beartype
 from filelock import FileLock
-from tiny_policy import build_model, build_tokenizer, tiny_policy
+from jaxtyping import jaxtyped
+from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_selfdistill import rlrt
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The formulas' shape annotations are checked at run time, in tests only. pytest's jaxtyping hook does it for whole
+# modules (see pyproject.toml); it cannot be used on the algorithms' modules, because it would check the fields of
+# TrainingArguments too, which take an int for a float.
+for module, names in {rlrt: ("rlrt_weights", "rlrt_advantages")}.items():
+    for name in names:
+        setattr(module, name, jaxtyped(typechecker=beartype)(getattr(module, name)))
 
 
 @pytest.fixture(scope="session")
@@ -18,26 +29,37 @@ def tokenizer():
     return build_tokenizer()
 
 
-@pytest.fixture
-def model(tokenizer):
-    """An untrained policy of 0.43 million parameters, new for each test."""
-    return build_model(tokenizer)
-
-
-@pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory) -> Path:
-    """The trained tiny policy (23 % of the sums right, 97 % with the hint), made once for all workers."""
-    shared = tmp_path_factory.getbasetemp()
+def saved_policy(factory, name: str, steps: int) -> Path:
+    """The folder of the tiny policy after `steps` supervised steps, made once for all workers."""
+    shared = factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    folder = shared / "tiny-policy"
+    folder = shared / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            policy, tokenizer = tiny_policy()
-            unfinished = shared / "tiny-policy-unfinished"
+            policy, tokenizer = tiny_policy(steps=steps)
+            unfinished = shared / f"{name}-unfinished"
             policy.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
             shutil.move(unfinished, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """A policy that has learned to answer with one or two digits and an end token, and no more. Two seconds to make."""
+    return saved_policy(tmp_path_factory, "young-policy", steps=40)
+
+
+@pytest.fixture
+def model(model_dir):
+    """The policy of `model_dir`, new for each test."""
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory) -> Path:
+    """The trained tiny policy: 23 % of the sums right, 97 % with the hint. Half a minute to make."""
+    return saved_policy(tmp_path_factory, "tiny-policy", steps=400)
 
 
 @pytest.fixture

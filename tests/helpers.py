@@ -1,12 +1,15 @@
 """What several test files need. Fixtures are in conftest.py."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tiny_policy import HINT_TEMPLATE, exact_reward, sums
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +40,7 @@ def distill_settings(output_dir: Path, **overrides: Any) -> dict[str, Any]:
 
 
 def lenient_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
-    """1.0 for an even number of characters: an untrained model gets it right half the time."""
+    """1.0 for an even number of characters: a model that knows no sums gets it right half the time."""
     return [float(len(c[0]["content"] if isinstance(c, list) else c) % 2 == 0) for c in completions]
 
 
@@ -74,15 +77,53 @@ def run_script(*arguments: str, processes: int = 1, timeout: int = 300, **enviro
     return done.stdout
 
 
+@dataclass(frozen=True)
+class Result:
+    """What `scripts/run_trainer.py` left behind."""
+
+    weights: dict[str, torch.Tensor]
+    log: list[dict[str, float]]
+    batches: list[dict[str, Any]]
+    """Each with its rows in global order."""
+
+
+def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any], **job: Any) -> Result:
+    """Train in new processes; see `scripts/run_trainer.py` for the job."""
+    out.mkdir(parents=True, exist_ok=True)
+    processes = job.get("processes", 1)
+    job = {"trainer": trainer, "model": str(model), "config": config, "out": str(out), **job}
+    (out / "job.json").write_text(json.dumps(job))
+    run_script(str(ROOT / "tests/scripts/run_trainer.py"), str(out / "job.json"), processes=processes)
+    parts = [json.loads((out / f"batches-{rank}.json").read_text()) for rank in range(processes)]
+    batches = [{"rows": [row for part in same for row in part["rows"]]} for same in zip(*parts, strict=True)]
+    return Result(load_file(out / "weights.safetensors"), json.loads((out / "log.json").read_text()), batches)
+
+
+def record_scores(trainer: Any) -> list[Any]:
+    """The `TokenScores` of every batch that the trainer will score."""
+    seen: list[Any] = []
+    original = trainer.token_advantages
+
+    def recording(advantages: torch.Tensor, scores: Any) -> Any:
+        seen.append(scores)
+        return original(advantages, scores)
+
+    trainer.token_advantages = recording
+    return seen
+
+
 __all__ = [
     "HINT_TEMPLATE",
     "ROOT",
+    "Result",
     "assert_same_state",
     "build",
     "distill_settings",
     "exact_reward",
     "lenient_reward",
+    "record_scores",
     "run_script",
+    "run_trainer",
     "settings",
     "state_of",
     "step_logs",

@@ -1,0 +1,125 @@
+"""What must be the same number, bit for bit or to a stated tolerance."""
+
+import pytest
+import torch
+from helpers import (
+    assert_same_state,
+    build,
+    distill_settings,
+    record_scores,
+    settings,
+    state_of,
+    step_logs,
+)
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_selfdistill import RLRTConfig, RLRTTrainer
+
+GRPO_KEYS = ("loss", "grad_norm", "reward", "entropy", "learning_rate")
+VARIANTS = [
+    {},
+    {"num_iterations": 2, "max_steps": 6},
+    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4},
+    {"loss_type": "grpo", "beta": 0.1},
+    {"gradient_checkpointing": True, "scale_rewards": "batch"},
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda o: "+".join(o) or "default")
+@pytest.mark.parametrize("lora", [False, True])
+def test_strength_zero_is_grpo_bit_for_bit(overrides, lora, model_dir, tokenizer, tmp_path):
+    runs = []
+    for trainer_class, config in (
+        (GRPOTrainer, GRPOConfig(**settings(tmp_path, max_steps=5) | overrides)),
+        (RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, max_steps=5) | overrides, rlrt_strength=0.0)),
+    ):
+        peft = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1) if lora else None
+        trainer = build(trainer_class, config, str(model_dir), tokenizer, peft_config=peft)
+        trainer.train()
+        logs = [{key: entry.get(key) for key in GRPO_KEYS} for entry in step_logs(trainer)]
+        runs.append((logs, state_of(trainer.model)))
+    assert len(runs[0][0]) >= 5
+    assert any(entry["loss"] != 0 for entry in runs[0][0])
+    assert runs[0][0] == runs[1][0]
+    assert_same_state(runs[0][1], runs[1][1])
+
+
+def test_a_strength_above_zero_is_not_grpo(model_dir, tokenizer, tmp_path):
+    ends = []
+    for strength in (0.0, 0.5):
+        config = RLRTConfig(**distill_settings(tmp_path, rlrt_strength=strength))
+        trainer = build(RLRTTrainer, config, str(model_dir), tokenizer)
+        trainer.train()
+        ends.append(state_of(trainer.model))
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["live", "base"])
+def test_a_teacher_prompt_equal_to_the_students_has_no_effect(kind, lora, model_dir, tokenizer, tmp_path):
+    # With `base` the weights are the student's in the first step only.
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path,
+            max_steps=3 if kind == "live" else 1,
+            teacher_template="{prompt}{context}",
+            teacher_model_kind=kind,
+            rlrt_strength=1.0,
+        )
+    )
+    peft = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5) if lora else None
+    trainer = build(
+        RLRTTrainer, config, str(model_dir), tokenizer, peft_config=peft, context_builder=lambda rollout: ""
+    )
+    scores = record_scores(trainer)
+    trainer.train()
+    assert all(s.mask.any() for s in scores)
+    assert max(s.log_ratio.abs().max().item() for s in scores) <= 1e-5
+
+
+def test_micro_batches_of_one_and_of_eight_agree(model_dir, tokenizer, tmp_path):
+    ends, logs = [], []
+    for size in (8, 1):
+        config = RLRTConfig(
+            **distill_settings(
+                tmp_path,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=8 // size,
+                optim="sgd",
+                learning_rate=0.1,
+                max_steps=4,
+            )
+        )
+        trainer = build(RLRTTrainer, config, str(model_dir), tokenizer)
+        trainer.train()
+        ends.append(state_of(trainer.model))
+        logs.append(step_logs(trainer))
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
+        assert a["self_distill/log_ratio"] == pytest.approx(b["self_distill/log_ratio"], abs=1e-6)
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], atol=1e-6, rtol=0)
+
+
+def test_rows_without_a_teacher_and_masked_tokens_are_exactly_grpo(model_dir, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, rlrt_strength=1.0, max_steps=1))
+    asked = iter(range(100))
+    trainer = build(
+        RLRTTrainer,
+        config,
+        str(model_dir),
+        tokenizer,
+        reward_funcs=lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))],
+        context_builder=lambda rollout: "12" if next(asked) < 4 else None,
+    )
+    scores = record_scores(trainer)
+    rows = [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    taught = scores[0].mask.any(dim=1)
+    assert taught.tolist() == [True] * 4 + [False] * 4
+    plain = batch["advantages"][4:]
+    assert torch.equal(plain, plain[:, :1].expand_as(plain))
+    padding = ~batch["completion_mask"].bool()
+    assert not scores[0].mask[padding].any()
