@@ -39,7 +39,7 @@ def distill_settings(output_dir: Path, **overrides: Any) -> dict[str, Any]:
     return settings(output_dir, **{"teacher_template": HINT_TEMPLATE, **overrides})
 
 
-def lenient_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+def lenient_reward(completions: list, **kwargs: Any) -> list[float]:
     """1.0 for an even number of characters: a model that knows no sums gets it right half the time."""
     return [float(len(c[0]["content"] if isinstance(c, list) else c) % 2 == 0) for c in completions]
 

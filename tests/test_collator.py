@@ -65,7 +65,9 @@ def test_an_empty_context_in_an_empty_template_gives_the_students_tokens(prompt,
 
 def test_user_placement_keeps_system_earlier_turns_and_the_generation_header():
     text = TOKENIZER.decode(tokens(make(teacher_template=HINT_TEMPLATE)([CHAT], ["12"])))
-    assert text == "<|system|>Be brief.<|end|><|user|>2+2=<|end|><|assistant|>4<|end|><|user|>[12]5+7=<|end|><|assistant|>"
+    assert (
+        text == "<|system|>Be brief.<|end|><|user|>2+2=<|end|><|assistant|>4<|end|><|user|>[12]5+7=<|end|><|assistant|>"
+    )
 
 
 def test_a_template_without_prompt_follows_the_prompt():
@@ -168,7 +170,11 @@ def test_chat_template_kwargs_and_an_own_chat_template():
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Puts a beginning-of-text token first and a space before words, as Llama's tokenizers do."""
-    words = ["<s>", "<unk>", "</s>", "<sys>"] + [f"\u2581{w}" for w in "solve this now 12 hint it".split()] + ["\u2581"]
+    words = (
+        ["<s>", "<unk>", "</s>", "<sys>"]
+        + [f"\u2581{w}" for w in ["solve", "this", "now", "12", "hint", "it"]]
+        + ["\u2581"]
+    )
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "<sys>", "<unk>")])

@@ -12,9 +12,7 @@ def test_two_processes_choose_the_same_peers_and_advantages_as_one(lora, model_d
     common = {"num_generations": 8, "optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "seed": 3}
     runs = []
     for processes in (1, 2):
-        config = distill_settings(
-            tmp_path / f"run{processes}", per_device_train_batch_size=24 // processes, **common
-        )
+        config = distill_settings(tmp_path / f"run{processes}", per_device_train_batch_size=24 // processes, **common)
         runs.append(
             run_trainer(
                 tmp_path / f"out{processes}",

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from transformers import BatchEncoding
 
+from trl_selfdistill.encoding import cut_middle, encode, encode_literally, encode_plain, pad_left, prepend
 from trl_selfdistill.templates import (
-    ELLIPSIS,
     Prompt,
     check_template,
     default_template,
@@ -99,7 +98,7 @@ class PrivilegedContextCollator:
             rows.append(ids)
             lengths.append(length)
             truncated.append(cut)
-        padded, mask = self._pad_left(rows)
+        padded, mask = pad_left(self.tokenizer, rows)
         return BatchEncoding(
             {
                 "teacher_prompt_ids": padded,
@@ -120,28 +119,28 @@ class PrivilegedContextCollator:
                 f"A privileged context must be a string or None, got {type(context).__name__}. "
                 "Convert it in the dataset, or in `context_builder`."
             )
-        context_ids = self._encode_literally(context)
+        context_ids = encode_literally(self.tokenizer, context)
         length = len(context_ids)
-        context_ids = self._truncate(context_ids)
+        context_ids = cut_middle(self.tokenizer, context_ids, self.max_context_tokens)
         if self.context_placement == "user":
             before, after = self._user_prompt(prompt, tools)
             ids = [*before, *context_ids, *after]
         else:
             before, after = self._system_block(prompt)
-            ids = self._prepend([*before, *context_ids, *after], own_ids or self._student_ids(prompt, tools))
+            ids = prepend(self.tokenizer, [*before, *context_ids, *after], own_ids or self._student_ids(prompt, tools))
         return ids, length, len(context_ids) < length
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
         if isinstance(prompt, str):
-            return self._encode_plain(prompt)
-        return self._encode(self._render(prompt, tools, add_generation_prompt=True))
+            return encode_plain(self.tokenizer, prompt)
+        return encode(self.tokenizer, self._render(prompt, tools, add_generation_prompt=True))
 
     def _user_prompt(self, prompt: Prompt, tools: list[Any] | None) -> tuple[list[int], list[int]]:
         """The tokens before and after the context when it goes into the last user turn."""
         marker = unused_marker(self._template + str(prompt))
         if isinstance(prompt, str):
             before, after = fill_template(self._template, prompt, marker).split(marker)
-            return self._encode_plain(before), self._encode(after)
+            return encode_plain(self.tokenizer, before), encode(self.tokenizer, after)
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(
@@ -158,16 +157,9 @@ class PrivilegedContextCollator:
         block = fill_template(self._template, "", marker)
         if isinstance(prompt, str):
             before, after = block.split(marker)
-            return self._encode(before), self._encode(after + "\n\n")
+            return encode(self.tokenizer, before), encode(self.tokenizer, after + "\n\n")
         messages = [{"role": "system", "content": block}]
         return self._split_rendered(self._render(messages, None, add_generation_prompt=False), marker)
-
-    def _prepend(self, block: list[int], own_ids: list[int]) -> list[int]:
-        """`block` before the prompt's tokens; a beginning-of-text token stays first and stands once."""
-        bos = self.tokenizer.bos_token_id
-        if bos is None or own_ids[:1] != [bos]:
-            return [*block, *own_ids]
-        return [bos, *(block[1:] if block[:1] == [bos] else block), *own_ids[1:]]
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
         try:
@@ -193,43 +185,4 @@ class PrivilegedContextCollator:
                 f"The chat template wrote the message with the context {len(parts) - 1} times instead of once, so the "
                 "context cannot be placed. Give a chat template that writes each message once."
             )
-        return self._encode(parts[0]), self._encode(parts[1])
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def _encode_plain(self, text: str) -> list[int]:
-        """Plain text with what the tokenizer itself puts first (a beginning-of-text token, mostly)."""
-        return [*self.tokenizer("")["input_ids"], *self._encode(text)]
-
-    def _encode_literally(self, text: str) -> list[int]:
-        if not text:
-            return []
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        if (special - {self.tokenizer.unk_token_id}).intersection(ids):
-            raise ValueError(
-                f"{type(self.tokenizer).__name__} turns chat markers inside a context into special tokens, although "
-                "asked not to. Use a fast tokenizer (`use_fast=True`)."
-            )
-        return ids
-
-    def _truncate(self, ids: list[int]) -> list[int]:
-        limit = self.max_context_tokens
-        if limit is None or len(ids) <= limit:
-            return ids
-        mark = self._encode(ELLIPSIS)
-        mark = mark if len(mark) + 2 <= limit else []
-        head = (limit - len(mark) + 1) // 2
-        tail = limit - len(mark) - head
-        return [*ids[:head], *mark, *ids[len(ids) - tail :]]
-
-    def _pad_left(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max((len(row) for row in rows), default=0)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-            mask[i, width - len(row) :] = 1
-        return ids, mask
+        return encode(self.tokenizer, parts[0]), encode(self.tokenizer, parts[1])

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from trl_selfdistill.contexts import CONTEXT_SOURCES
+from trl_selfdistill.contexts import CONTEXT_SOURCES, Rollout, context_source
 from trl_selfdistill.signals import TokenScores, masked_fill_nan, summary
 
 EPISTEMIC_WORDS = (
@@ -83,16 +83,18 @@ class MetricLog:
         """Mean of each metric over the entries that are not NaN, in all processes."""
         return {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
 
-    def rollouts(self, texts: list[str], correct: list[bool], sources: list[str], teacher: Any) -> dict[str, float]:
-        """What the batch's texts and contexts were like."""
-        has_context = teacher["has_context"]
+    def rollouts(self, rollouts: list[Rollout], contexts: list[str | None], prompts: BatchEncoding) -> dict[str, float]:
+        """What the batch's texts and contexts were like: shares and means over the rows of all processes."""
+        sources = [context_source(r, c) for r, c in zip(rollouts, contexts, strict=True)]
+        texts = [rollout.completion for rollout in rollouts]
+        has_context = prompts["has_context"]
         rows = {
-            "self_distill/correct": correct,
+            "self_distill/correct": [rollout.correct for rollout in rollouts],
             "self_distill/has_teacher": has_context.tolist(),
             **{f"self_distill/context_{name}": [s == name for s in sources] for name in CONTEXT_SOURCES},
-            "self_distill/context_tokens": masked_fill_nan(teacher["context_tokens"].float(), has_context).tolist(),
+            "self_distill/context_tokens": masked_fill_nan(prompts["context_tokens"].float(), has_context).tolist(),
             "self_distill/context_truncated": masked_fill_nan(
-                teacher["context_truncated"].float(), has_context
+                prompts["context_truncated"].float(), has_context
             ).tolist(),
             "completions/epistemic_substrings": [epistemic_substrings(text) for text in texts],
             "completions/epistemic_words": [epistemic_words(text) for text in texts],

@@ -13,7 +13,6 @@ SYSTEM_TEMPLATE = (
     "Here is a correct solution of the problem that follows, from another attempt:\n\n{context}\n\n"
     "With this in mind, solve the problem from the beginning, in your own words."
 )
-ELLIPSIS = "\n[...]\n"
 _PLACEHOLDER = re.compile(r"(\{prompt\}|\{context\})")
 
 

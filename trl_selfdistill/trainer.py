@@ -1,12 +1,13 @@
 """All contact with TRL's internals. Only this file may touch a name of TRL that begins with an underscore.
 
-Everything a token signal needs is decided when the rollouts are scored; TRL's loss stays TRL's.
+TRL samples rollouts and rewards them; this class picks what the teacher is shown, builds its prompts and hands both to
+the algorithm's kind: `token_signal.py` shapes the advantages, `divergence.py` replaces the loss.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import (
+    BatchEncoding,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,47 +25,26 @@ from transformers import (
     TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import _ForwardRedirection
 
 from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.contexts import (
-    ContextBuilder,
-    Rollout,
-    completion_text,
-    context_source,
-    group_peers,
-    resolve_context,
-)
+from trl_selfdistill.contexts import ContextBuilder, Rollout, completion_text, group_peers, resolve_context
 from trl_selfdistill.datachecks import check_column, first_row, gold_of
 from trl_selfdistill.metrics import MetricLog
-from trl_selfdistill.ops import linear_logps, output_head
+from trl_selfdistill.scoring import TokenScorer, media_of
 from trl_selfdistill.signals import TokenScores, exact_median
 from trl_selfdistill.teacher import LiveTeacher, Teacher, make_teacher, scoring_mode
-
-_MEDIA_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-_PER_TOKEN_MEDIA_KEYS = ("token_type_ids", "mm_token_type_ids")
+from trl_selfdistill.token_log import TokenLog
 
 
 @dataclass(frozen=True, slots=True)
-class Rewarded:
-    """What TRL's reward step saw, kept until the same call has returned."""
+class Lesson:
+    """What a batch of B rollouts is taught with."""
 
-    rows: list[dict[str, Any]]
-    prompts: list[Any]
-    texts: list[str]
     rollouts: list[Rollout]
+    contexts: list[str | None]
+    prompts: BatchEncoding
+    """The collator's output: teacher_prompt_ids, teacher_prompt_mask, has_context and counts."""
 
 
 class SelfDistillTrainer(GRPOTrainer, ABC):
@@ -74,6 +55,9 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     """
 
     config_class: ClassVar[type[SelfDistillConfig]]
+    templates: ClassVar[dict[str, str]] = {}
+    """The algorithm's own `teacher_template` by placement; the collator's defaults where it has none."""
+
     args: SelfDistillConfig
     model: Any  # what TRL and accelerate make of it: plain, PEFT, sharded
     num_generations: int
@@ -117,20 +101,21 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             environment_factory=environment_factory,
         )
         self.context_builder = context_builder or resolve_context(args.context)
-        self._correctness_index = self._find_correctness_reward()
         self.collator = self._make_collator()
-        self._gold_column = None
-        for dataset in (train_dataset, *_as_list(eval_dataset)):
-            self._check_dataset(dataset, needed=context_builder is None)
         self.teacher = make_teacher(
-            self.args.teacher_model_kind,
+            args.teacher_model_kind,
             self.model,
             preloaded=preloaded,
             sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
         )
-        self._rewarded: Rewarded | None = None
-        self._batches_of_step = (-1, 0)
-        self._log = MetricLog(self.accelerator, self._tokenizer)
+        self._correctness_index = self._find_correctness_reward()
+        self._gold_column: str | None = None
+        for dataset in (train_dataset, *_as_list(eval_dataset)):
+            self._check_dataset(dataset, needs_column=context_builder is None)
+        self._rewarded: tuple[list[Any], list[Rollout]] | None = None
+        self._last_batch = (-1, 0)
+        self.metric_log = MetricLog(self.accelerator, self._tokenizer)
+        self.token_log = TokenLog(self._tokenizer)
 
     # ---- construction ------------------------------------------------------------------------------------------------
 
@@ -157,37 +142,30 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         return self.reward_func_names.index(name)
 
     def _make_collator(self) -> PrivilegedContextCollator:
-        if self._is_vlm and self.args.context_placement == "user":
+        placement: Any = self.args.context_placement
+        if self._is_vlm and placement == "user":
             raise ValueError(
                 "context_placement='user' cannot rewrite prompts of a vision-language model, whose user turns hold "
                 "images. Set context_placement='system', which leaves the prompt as it is."
             )
-        own_kwargs: Any = self.args.teacher_chat_template_kwargs
-        kwargs: Any = self.chat_template_kwargs if own_kwargs is None else own_kwargs
-        placement: Any = self.args.context_placement
-        own_template = self.args.teacher_template
+        template, kwargs = self.args.teacher_template, self.args.teacher_chat_template_kwargs
+        template_kwargs: Any = self.chat_template_kwargs if kwargs is None else kwargs
         return PrivilegedContextCollator(
             self._tokenizer,
-            teacher_template=self.default_template(placement) if own_template is None else own_template,
+            teacher_template=self.templates.get(placement) if template is None else template,
             context_placement=placement,
             max_context_tokens=self.args.max_context_tokens,
-            teacher_chat_template_kwargs=kwargs,
+            teacher_chat_template_kwargs=template_kwargs,
             chat_template=self.chat_template,
         )
 
-    @staticmethod
-    def default_template(placement: str) -> str | None:
-        """The algorithm's own template for a placement; `None` for the collator's."""
-        return None
-
-    def _check_dataset(self, dataset: Dataset | IterableDataset | None, *, needed: bool) -> None:
+    def _check_dataset(self, dataset: Dataset | IterableDataset | None, *, needs_column: bool) -> None:
         """Find the gold column, and put a context into the first prompt to see that it can be placed."""
         if dataset is None:
             return
-        uses_gold = needed and self.args.context in ("gold", "peer_else_gold")
-        column = check_column(
-            dataset, self.args.privileged_context_column, needed_by=self.args.context if uses_gold else None
-        )
+        context = self.args.context
+        needed_by = context if needs_column and context in ("gold", "peer_else_gold") else None
+        column = check_column(dataset, self.args.privileged_context_column, needed_by=needed_by)
         self._gold_column = column or self._gold_column
         row = first_row(dataset)
         if row is not None:
@@ -209,7 +187,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         finished = [bool(ids) and ids[-1] in ends for ids in completion_ids_list]
         texts = [completion_text(completion) for completion in completions]
         rollouts = self._make_rollouts(inputs, texts, finished, rewards[:, self._correctness_index])
-        self._rewarded = Rewarded(rows=inputs, prompts=prompts, texts=texts, rollouts=rollouts)
+        self._rewarded = (prompts, rollouts)
         return rewards
 
     def _make_rollouts(
@@ -222,53 +200,46 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         size = self.num_generations if self.model.training else self.num_generations_eval
         peers = group_peers(all_texts, correct, size, self._batch_seed())
         first = self.accelerator.process_index * len(rows)
+        golds = [gold_of(row, self._gold_column) for row in rows]
         return [
-            Rollout(
-                row=row,
-                completion=all_texts[first + i],
-                correct=correct[first + i],
-                gold=gold_of(row, self._gold_column),
-                peers=peers[first + i],
-            )
-            for i, row in enumerate(rows)
+            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=gold, peers=peers[n])
+            for n, (row, gold) in enumerate(zip(rows, golds, strict=True), start=first)
         ]
 
     def _batch_seed(self) -> str:
         """Names this batch of rollouts: the same in every process, and the same again after a restart."""
-        step, count = self._batches_of_step
-        count = count + 1 if step == self.state.global_step else 0
-        self._batches_of_step = (self.state.global_step, count)
+        step, count = self._last_batch
+        self._last_batch = (self.state.global_step, count + 1 if step == self.state.global_step else 0)
         mode = "train" if self.model.training else "eval"
-        return f"{self.args.seed}/{mode}/{self.state.global_step}/{count}"
+        return "/".join(map(str, (self.args.seed, mode, *self._last_batch)))
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
-        rewarded, self._rewarded = self._rewarded, None
-        assert rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
-        contexts = [self.context_builder(rollout) for rollout in rewarded.rollouts]
-        teacher = self._teacher_prompts(batch, rewarded, contexts)
-        self._log_rollouts(rewarded, contexts, teacher)
-        return self._apply_teacher(batch, teacher, rewarded)
+        assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
+        (prompts, rollouts), self._rewarded = self._rewarded, None
+        contexts = [self.context_builder(rollout) for rollout in rollouts]
+        lesson = Lesson(rollouts, contexts, self._teacher_prompts(batch, prompts, contexts))
+        self.add_metrics(self.metric_log.rollouts(rollouts, contexts, lesson.prompts))
+        return self.apply_teacher(batch, lesson)
 
-    def _teacher_prompts(self, batch: dict[str, Any], rewarded: Rewarded, contexts: list[str | None]) -> Any:
-        own_ids = [
-            ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-        ]
+    def _teacher_prompts(self, batch: dict[str, Any], prompts: list[Any], contexts: list[str | None]) -> BatchEncoding:
+        ids_and_masks = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        own_ids = [ids[mask.bool()].tolist() for ids, mask in ids_and_masks]
         if self.environment_factories is None:
             tools = [self.tools] * len(contexts)
         else:
             tools = [self._env_tools[name] for name in self._batch_environments]
-        collated = self.collator(rewarded.prompts, contexts, prompt_ids=own_ids, tools=tools)
-        return collated.to(batch["prompt_ids"].device)
+        return self.collator(prompts, contexts, prompt_ids=own_ids, tools=tools).to(batch["prompt_ids"].device)
 
     @abstractmethod
-    def _apply_teacher(self, batch: dict[str, Any], teacher: Any, rewarded: Rewarded) -> dict[str, Any]:
+    def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         """Put into the batch what the loss needs of the teacher. Whatever is added has the batch first."""
 
-    # ---- scoring -----------------------------------------------------------------------------------------------------
+    # ---- scoring and logging -----------------------------------------------------------------------------------------
 
-    def _score(self, batch: dict[str, Any], teacher: Any, correct: Bool[Tensor, " B"]) -> TokenScores:
-        """Log-probabilities and entropies of the sampled tokens under both sides, in one precision, no gradient."""
+    def score_tokens(self, batch: dict[str, Any], lesson: Lesson) -> TokenScores:
+        """Log-probabilities and entropies of the sampled tokens on both sides, in one precision, without gradient."""
+        teacher = lesson.prompts
         rows = self._rows_to_score(batch, teacher["has_context"])
         student = self._logps(LiveTeacher(), batch, batch["prompt_ids"], batch["prompt_mask"], rows)
         scored = self._logps(self.teacher, batch, teacher["teacher_prompt_ids"], teacher["teacher_prompt_mask"], rows)
@@ -280,19 +251,18 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             student_entropy=student[1].masked_fill(~mask, 0.0),
             teacher_entropy=scored[1].masked_fill(~mask, 0.0),
             mask=mask,
-            correct=correct,
-            median_entropy=exact_median(self._log.all_tokens(scored[1][mask])),
+            correct=torch.tensor([rollout.correct for rollout in lesson.rollouts], device=mask.device),
+            median_entropy=exact_median(self.metric_log.all_tokens(scored[1][mask])),
             training=self.model.training,
         )
 
     def _rows_to_score(self, batch: dict[str, Any], has_context: Bool[Tensor, " B"]) -> list[int]:
         """Rows with a teacher, filled up so that all processes run the same number of forwards (FSDP, ZeRO-3)."""
-        if any(key in batch for key in _MEDIA_KEYS):
+        if media_of(batch):
             return list(range(len(has_context)))  # images are not indexed by row
         rows = has_context.nonzero().flatten().tolist()
         counts: Any = self.accelerator.gather(torch.tensor([len(rows)], device=self.accelerator.device))
-        most = int(counts.max())
-        return rows + [0] * (most - len(rows))
+        return rows + [0] * (int(counts.max()) - len(rows))
 
     def _logps(
         self, weights: Teacher, batch: dict[str, Any], prompt_ids: Tensor, prompt_mask: Tensor, rows: list[int]
@@ -303,102 +273,32 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         entropies = torch.zeros_like(logps)
         if not rows:
             return logps, entropies
-        media = {key: batch[key] for key in _MEDIA_KEYS if key in batch}
-        for key in _PER_TOKEN_MEDIA_KEYS:
-            if key in media:  # text in front of the prompt is of type 0
-                media[key] = _pad_left(media[key], prompt_ids.size(1) + completion_ids.size(1))
-        training = self.model.training
-        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        args, training = self.args, self.model.training
         with weights.weights(self.model) as model, scoring_mode(model):
             out = self._get_per_token_logps_and_entropies(
-                model=_Scorer(model, self.accelerator.unwrap_model(model), self.temperature),
+                model=TokenScorer(model, self.accelerator.unwrap_model(model), self.temperature),
                 input_ids=torch.cat([prompt_ids[rows], completion_ids[rows]], dim=1),
                 attention_mask=torch.cat([prompt_mask[rows], completion_mask[rows]], dim=1),
                 logits_to_keep=completion_ids.size(1),
-                batch_size=size,
+                batch_size=args.per_device_train_batch_size if training else args.per_device_eval_batch_size,
                 compute_entropy=True,
-                **media,
+                **media_of(batch, width=prompt_ids.size(1) + completion_ids.size(1)),
             )
-        logps[rows], entropies[rows] = out[0].float(), out[1].float()
+        logps[rows], entropies[rows] = out[0], out[1]
         return logps, entropies
 
-    # ---- logging -----------------------------------------------------------------------------------------------------
-
-    def _add_metrics(self, values: dict[str, float]) -> None:
+    def add_metrics(self, values: dict[str, float]) -> None:
+        """Log `values` with the current step, averaged over the batches until TRL's next log line."""
         mode = "train" if self.model.training else "eval"
         for name, value in values.items():
             self._metrics[mode][name].append(value)
 
-    def _log_rollouts(self, rewarded: Rewarded, contexts: list[str | None], teacher: Any) -> None:
-        sources = [context_source(r, c) for r, c in zip(rewarded.rollouts, contexts, strict=True)]
-        correct = [rollout.correct for rollout in rewarded.rollouts]
-        self._add_metrics(self._log.rollouts(rewarded.texts, correct, sources, teacher))
-
-
-class _Scorer:
-    """Stands in for the model in TRL's log-probability method, which cuts the batch (and its images) into forwards.
-
-    TRL's own head rounds logits to the model's precision; in bfloat16 the error is as large as u_t itself. This one
-    keeps float32 logits (`linear_logps`).
-    """
-
-    def __init__(self, wrapper: Any, inner: Any, temperature: float) -> None:
-        self._wrapper = wrapper
-        self._inner = inner
-        self._temperature = temperature
-
-    def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
-        # Enter through the wrapper's forward, so that the hooks of FSDP and ZeRO-3 gather the weights.
-        return _ForwardRedirection()(self._wrapper, self._inner, self._score, labels=labels, **inputs)
-
-    def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:
-        causal: Any = self._inner.get_base_model() if isinstance(self._inner, PeftModel) else self._inner
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        mask = targets != -100
-        with output_head(causal) as head:
-            logps, entropies = linear_logps(
-                hidden[mask],
-                head.weight,
-                targets[mask],
-                bias=head.bias,
-                temperature=self._temperature,
-                logit_scale=head.logit_scale,
-                softcap=head.softcap,
-            )
-        zeros = torch.zeros(mask.shape, device=logps.device)
-        return SimpleNamespace(
-            log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
-        )
-
-
-class TokenSignalTrainer(SelfDistillTrainer):
-    """Shapes GRPO's advantages token by token and leaves the loss to TRL. Abstract: one method to write."""
-
-    @abstractmethod
-    def token_advantages(
-        self, advantages: Float[Tensor, " B"], scores: TokenScores
-    ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
-        """Token advantages for all rows, and per-token metrics (B, T) with NaN where they do not apply.
-
-        Rows without a teacher keep GRPO's advantage, whatever is returned for them.
-        """
-
-    def _apply_teacher(self, batch: dict[str, Any], teacher: Any, rewarded: Rewarded) -> dict[str, Any]:
-        device = batch["advantages"].device
-        correct = torch.tensor([rollout.correct for rollout in rewarded.rollouts], device=device)
-        scores = self._score(batch, teacher, correct)
-        plain = batch["advantages"]
-        shaped, metrics = self.token_advantages(plain, scores)
-        batch["advantages"] = torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
-        self._add_metrics(self._log.tokens(scores, batch["completion_ids"]))
-        self._add_metrics(self._log.means(metrics))
-        return batch
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.args.log_token_signals:
+            folder = Path(self.args.output_dir) / "token_signals"
+            self.token_log.write(folder, self.state.global_step, main_process=self.accelerator.is_main_process)
 
 
 def _as_list(dataset: Any) -> list[Any]:
     return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
-
-
-def _pad_left(values: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(values, (width - values.size(1), 0))

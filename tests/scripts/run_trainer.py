@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import lenient_reward, step_logs
 from peft import LoraConfig
 from safetensors.torch import save_file
 from tiny_policy import sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_selfdistill
-from helpers import lenient_reward, step_logs
 from trl_selfdistill.contexts import resolve_context
 
 
@@ -90,7 +90,9 @@ def main(job_file: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"batches-{rank}.json").write_text(json.dumps(batches))
     if rank == 0:
-        weights = {name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+        weights = {
+            name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+        }
         save_file(weights, out / "weights.safetensors")
         (out / "log.json").write_text(json.dumps(step_logs(trainer)))
 

@@ -1,0 +1,162 @@
+"""Bad input: each case gets a `ValueError` that names the field and the way out, before any training step."""
+
+import math
+
+import pytest
+from datasets import Dataset, IterableDataset
+from helpers import build, distill_settings, lenient_reward, record_scores, settings, step_logs, sums
+from trl import GRPOConfig
+
+from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill._compat import UnsupportedTRLError, check_trl
+
+
+def make(model_dir, tokenizer, tmp_path, *, config=None, **kwargs):
+    return build(
+        RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, **(config or {}))), str(model_dir), tokenizer, **kwargs
+    )
+
+
+CONVERSATION = [{"role": "user", "content": "1+1="}]
+BAD_DATA = {
+    "missing column": ({"prompt": [CONVERSATION]}, {"context": "gold"}, "privileged_context_column"),
+    "missing fallback": ({"prompt": [CONVERSATION]}, {"context": "peer_else_gold"}, "context='peer'"),
+    "numbers": ({"prompt": [CONVERSATION], "privileged_context": [2]}, {"context": "gold"}, "must hold strings"),
+    "lists": ({"prompt": [CONVERSATION], "solution": [["2"]]}, {"context": "gold"}, "'solution' must hold strings"),
+    "assistant last": (
+        {"prompt": [[*CONVERSATION, {"role": "assistant", "content": "2"}]]},
+        {},
+        "context_placement='system'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("split", ["train_dataset", "eval_dataset"])
+def test_bad_datasets_are_refused_at_construction(name, streamed, split, model_dir, tokenizer, tmp_path):
+    rows, config, message = BAD_DATA[name]
+    dataset = Dataset.from_dict(rows)
+    if streamed:
+        plain = dataset.to_list()
+        dataset = IterableDataset.from_generator(lambda: iter(plain))
+    with pytest.raises(ValueError, match=message):
+        make(model_dir, tokenizer, tmp_path, config=config, **{split: dataset})
+
+
+def test_an_optional_solution_of_another_kind_is_left_to_the_reward_function(model_dir, tokenizer, tmp_path):
+    dataset = Dataset.from_dict({"prompt": [CONVERSATION] * 8, "solution": [2] * 8})
+    make(model_dir, tokenizer, tmp_path, train_dataset=dataset).train()
+
+
+def test_a_wrong_row_in_a_stream_is_refused_when_it_comes(model_dir, tokenizer, tmp_path):
+    rows = [{"prompt": CONVERSATION, "privileged_context": value} for value in ("2", "2", {"a": 1})]
+    dataset = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make(model_dir, tokenizer, tmp_path, config={"context": "gold", "max_steps": 5}, train_dataset=dataset)
+    with pytest.raises(ValueError, match="'privileged_context' must hold strings"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"teacher_template": "no place for it"}, "teacher_template.*{context}"),
+        (
+            {"teacher_template": "{context}{prompt}", "context_placement": "system"},
+            "teacher_template.*context_placement",
+        ),
+        ({"teacher_template": None, "context_placement": "assistant"}, "context_placement"),
+        ({"context": "nonsense"}, "context='nonsense'"),
+        ({"max_context_tokens": 0}, "max_context_tokens"),
+        ({"teacher_model_kind": "frozen"}, "teacher_model_kind"),
+        ({"num_generations": 1}, "at least 2 generations"),
+    ],
+)
+def test_bad_settings_are_refused_in_the_configuration(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        RLRTConfig(**distill_settings(tmp_path, **config))
+
+
+def test_no_reward_and_an_unknown_correctness_reward(model_dir, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="reward"):
+        make(model_dir, tokenizer, tmp_path, reward_funcs=None)
+    with pytest.raises(ValueError, match=r"correctness_reward='accuracy'.*lenient_reward"):
+        make(model_dir, tokenizer, tmp_path, config={"correctness_reward": "accuracy"})
+
+
+def test_the_configuration_of_another_algorithm_is_refused(model_dir, tokenizer, tmp_path):
+    from trl_selfdistill import SelfDistillConfig
+
+    with pytest.raises(ValueError, match="RLRTConfig"):
+        build(RLRTTrainer, SelfDistillConfig(**distill_settings(tmp_path)), str(model_dir), tokenizer)
+
+
+@pytest.mark.parametrize("version", ["1.14.2", "1.17.0", "2.0.0", "0.29.1"])
+def test_unknown_trl_versions_are_refused_with_the_range(version):
+    with pytest.raises(UnsupportedTRLError, match=r">=1.15,<1.17") as caught:
+        check_trl(version)
+    assert version in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, ImportError)
+
+
+@pytest.mark.parametrize("version", ["1.15.0", "1.15.3", "1.16.0", "1.16.2.dev0"])
+def test_supported_trl_versions_pass(version):
+    check_trl(version)
+
+
+def test_nan_and_none_rewards_are_never_correct_and_train_as_in_grpo(model_dir, tokenizer, tmp_path):
+    def some_nan(completions, **kwargs):
+        return [(1.0, math.nan, None, 0.0)[i % 4] for i in range(len(completions))]
+
+    trainer = make(model_dir, tokenizer, tmp_path, reward_funcs=some_nan)
+    scores = record_scores(trainer)
+    trainer.train()
+    finished = [entry["completions/clipped_ratio"] for entry in step_logs(trainer)]
+    assert all(not s.correct[i].item() for s in scores for i in range(8) if i % 4)
+    assert finished[0] == 1.0 or any(s.correct.any() for s in scores)
+    assert all(math.isfinite(entry["loss"]) for entry in step_logs(trainer))
+
+
+def test_an_end_token_alone_is_a_completion_but_no_context(model_dir, tokenizer, tmp_path):
+    def empty(prompts, trainer):
+        ids = [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts
+        ]
+        return {"prompt_ids": ids, "completion_ids": [[tokenizer.eos_token_id]] * len(prompts), "logprobs": None}
+
+    trainer = make(
+        model_dir,
+        tokenizer,
+        tmp_path,
+        rollout_func=empty,
+        reward_funcs=lambda completions, **kwargs: [1.0] * len(completions),
+    )
+    trainer.train()
+    entry = step_logs(trainer)[0]
+    assert entry["self_distill/correct"] == 1.0
+    assert entry["self_distill/has_teacher"] == 0.0
+
+
+def test_truncated_completions_are_not_correct(model_dir, tokenizer, tmp_path):
+    trainer = make(
+        model_dir,
+        tokenizer,
+        tmp_path,
+        config={"max_completion_length": 1},
+        reward_funcs=lambda completions, **kwargs: [1.0] * len(completions),
+    )
+    trainer.train()
+    for entry in step_logs(trainer):
+        assert entry["self_distill/correct"] == pytest.approx(1 - entry["completions/clipped_ratio"])
+
+
+def test_a_script_that_changes_only_the_class_keeps_its_grpo_config(model_dir, tokenizer, tmp_path):
+    args = GRPOConfig(**settings(tmp_path, beta=0.02, gradient_accumulation_steps=2))
+    trainer = build(RLRTTrainer, args, str(model_dir), tokenizer, reward_funcs=[lenient_reward], train_dataset=sums())
+    assert type(trainer.args) is RLRTConfig
+    assert (trainer.args.rlrt_strength, trainer.args.rlrt_clip, trainer.args.context) == (0.5, 1.0, "peer")
+    assert (trainer.args.beta, trainer.args.generation_batch_size) == (0.02, 16)
+    assert type(args) is GRPOConfig
+    trainer.train()
+    assert "self_distill/log_ratio" in step_logs(trainer)[0]

@@ -1,0 +1,63 @@
+"""The public surface, and that all of it is documented."""
+
+import inspect
+from dataclasses import fields
+
+import pytest
+from helpers import ROOT
+from trl import GRPOConfig, GRPOTrainer
+
+import trl_selfdistill
+
+SURFACE = {
+    "EntropyGate",
+    "PrivilegedContextCollator",
+    "RLRTConfig",
+    "RLRTTrainer",
+    "Rollout",
+    "SelfDistillConfig",
+}
+TRAINERS = [name for name in SURFACE if name.endswith("Trainer")]
+CONFIGS = [name for name in SURFACE if name.endswith("Config")]
+
+
+def docs() -> str:
+    return "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+
+
+def test_the_surface_is_what_it_was():
+    assert set(trl_selfdistill.__all__) == SURFACE
+
+
+@pytest.mark.parametrize("name", sorted(SURFACE))
+def test_every_public_name_has_a_docstring_and_stands_in_the_docs(name):
+    assert (getattr(trl_selfdistill, name).__doc__ or "").strip()
+    assert f"`{name}`" in docs()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_field_of_a_configuration_is_documented_and_has_help(name):
+    config = getattr(trl_selfdistill, name)
+    inherited = {f.name for f in fields(GRPOConfig)}
+    text = docs()
+    for f in fields(config):
+        if f.name not in inherited:
+            assert f.metadata.get("help"), f.name
+            assert any(f"{f.name} (`" in (c.__doc__ or "") for c in config.__mro__), f.name
+            assert f"`{f.name}`" in text, f.name
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainers_take_grpos_arguments_and_one_more(name):
+    ours = inspect.signature(getattr(trl_selfdistill, name)).parameters
+    theirs = inspect.signature(GRPOTrainer).parameters
+    assert list(ours) == [*theirs, "context_builder"]
+    assert all(ours[p].default == theirs[p].default for p in theirs)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainers_are_labelled(name):
+    trainer = getattr(trl_selfdistill, name)
+    assert trainer._name == name.removesuffix("Trainer")
+    assert trainer._tag_names == ["trl", "trl-selfdistill", trainer._name.lower()]
+    assert trainer._paper["id"] in trainer._paper["citation"]

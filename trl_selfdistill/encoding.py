@@ -1,0 +1,68 @@
+"""Text to token ids, piece by piece, and rows of ids to a padded batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+ELLIPSIS = "\n[...]\n"
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a piece of a rendered prompt; chat markers in it are special tokens."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a plain-text prompt, after what the tokenizer itself puts first (mostly a beginning-of-text token)."""
+    return [*tokenizer("")["input_ids"], *encode(tokenizer, text)]
+
+
+def encode_literally(tokenizer: Any, text: str) -> list[int]:
+    """Ids of `text` in which chat markers are nothing but characters.
+
+    Raises `ValueError` for a tokenizer that cannot do that.
+    """
+    if not text:
+        return []
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if (special - {tokenizer.unk_token_id}).intersection(ids):
+        raise ValueError(
+            f"{type(tokenizer).__name__} turns chat markers inside a context into special tokens, although asked not to. "
+            "Use a fast tokenizer (`use_fast=True`)."
+        )
+    return ids
+
+
+def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:
+    """At most `limit` ids: both ends of `ids`, with an ellipsis between them where it fits."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    mark = encode(tokenizer, ELLIPSIS)
+    mark = mark if len(mark) + 2 <= limit else []
+    head = (limit - len(mark) + 1) // 2
+    tail = limit - len(mark) - head
+    return [*ids[:head], *mark, *ids[len(ids) - tail :]]
+
+
+def prepend(tokenizer: Any, block: list[int], ids: list[int]) -> list[int]:
+    """`block` before `ids`; a beginning-of-text token stays first and stands once."""
+    bos = tokenizer.bos_token_id
+    if bos is None or ids[:1] != [bos]:
+        return [*block, *ids]
+    return [bos, *(block[1:] if block[:1] == [bos] else block), *ids[1:]]
+
+
+def pad_left(tokenizer: Any, rows: Sequence[list[int]]) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P"]]:
+    """(ids, mask) of rows padded on the left. The mask comes from lengths: a pad id may be part of a prompt."""
+    width = max((len(row) for row in rows), default=0)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = 1
+    return ids, mask

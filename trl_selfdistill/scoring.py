@@ -1,0 +1,104 @@
+"""Log-probabilities of sampled tokens from hidden states, in float32, whatever the model is wrapped in."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from trl_selfdistill.ops import linear_logps, output_head
+
+
+def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[..., Any], **inputs: Any) -> Any:
+    """Call `function(**inputs)` from within `wrapper`'s forward.
+
+    DDP, FSDP and ZeRO-3 do their work in hooks around the wrapper's forward, so hidden states and the head must be
+    computed in there. `inner` is the module that `wrapper` wraps; it may be `wrapper` itself.
+    """
+    patched = "forward" in vars(inner)
+    original = inner.forward
+
+    def redirected(*args: Any, **kwargs: Any) -> Any:
+        inner.forward = original  # the function may call it
+        return function(*args, **kwargs)
+
+    inner.forward = redirected
+    try:
+        return wrapper(**inputs)
+    finally:
+        if patched:
+            inner.forward = original
+        else:
+            del inner.forward
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The language model itself, out of its PEFT wrapper. Adapters stay active in its layers."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+class TokenScorer:
+    """Stands in for the model in TRL's log-probability method, which cuts the batch (and its images) into forwards.
+
+    TRL's own head rounds logits to the model's precision; in bfloat16 the error of a log-probability is as large as the
+    log-ratios themselves. `linear_logps` keeps float32 logits.
+    """
+
+    def __init__(self, wrapper: nn.Module, inner: nn.Module, temperature: float) -> None:
+        self._wrapper = wrapper
+        self._inner = inner
+        self._temperature = temperature
+
+    def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
+        """`log_probs` and `entropy` (nats) of shape (B, L - 1), for labels of shape (B, L) with -100 where not scored."""
+        return inside_forward(self._wrapper, self._inner, self._score, labels=labels, **inputs)
+
+    def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:
+        model = causal_lm(self._inner)
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        targets = labels[:, 1:].to(hidden.device)
+        mask = targets != -100
+        with output_head(model) as head:
+            logps, entropies = linear_logps(
+                hidden[mask],
+                head.weight,
+                targets[mask],
+                bias=head.bias,
+                temperature=self._temperature,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+            )
+        zeros = torch.zeros(mask.shape, device=logps.device)
+        return SimpleNamespace(
+            log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
+        )
+
+
+_MEDIA_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+_PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+
+
+def media_of(batch: dict[str, Any], width: int | None = None) -> dict[str, Any]:
+    """The batch's image inputs, under the names that TRL's log-probability method takes.
+
+    Entries with one value a token are brought to `width` on the left: what stands before the prompt is text, type 0.
+    """
+    media = {key: batch[key] for key in _MEDIA_KEYS if key in batch}
+    if width is not None:
+        for key in _PER_TOKEN_KEYS:
+            if key in media:
+                media[key] = nn.functional.pad(media[key], (width - media[key].size(1), 0))
+    return media
