@@ -52,7 +52,7 @@ class TokenScorer:
         self._temperature = temperature
 
     def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
-        """`log_probs` and `entropy` (nats) of shape (B, L - 1), for labels of shape (B, L) with -100 where not scored."""
+        """`log_probs` and `entropy` (nats), (B, L - 1), for labels of shape (B, L) that are -100 where not scored."""
         return inside_forward(self._wrapper, self._inner, self._score, labels=labels, **inputs)
 
     def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:

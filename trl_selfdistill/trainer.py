@@ -117,8 +117,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
 
-    # ---- construction ------------------------------------------------------------------------------------------------
-
     @classmethod
     def _own_config(cls, model: Any, args: GRPOConfig | None) -> SelfDistillConfig:
         if args is None:
@@ -178,8 +176,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         if self._gold_column is not None and self._gold_column not in self._signature_columns:
             self._signature_columns.append(self._gold_column)
 
-    # ---- rollouts ----------------------------------------------------------------------------------------------------
-
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # The one place that sees rows, texts and the rewards of all processes. Consumed before the caller returns.
@@ -234,8 +230,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     @abstractmethod
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         """Put into the batch what the loss needs of the teacher. Whatever is added has the batch first."""
-
-    # ---- scoring and logging -----------------------------------------------------------------------------------------
 
     def score_tokens(self, batch: dict[str, Any], lesson: Lesson) -> TokenScores:
         """Log-probabilities and entropies of the sampled tokens on both sides, in one precision, without gradient."""
@@ -296,7 +290,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_token_signals:
-            folder = Path(self.args.output_dir) / "token_signals"
+            folder = Path(self.args.output_dir or ".") / "token_signals"
             self.token_log.write(folder, self.state.global_step, main_process=self.accelerator.is_main_process)
 
 

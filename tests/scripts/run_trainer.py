@@ -1,7 +1,7 @@
 """Train in a process of its own: `python run_trainer.py job.json`. Used for restarts and for several processes.
 
 The job names the trainer, its config and the policy's folder; `out` gets the weights, the log and the scored batches.
-With `"scripted": true` the rollouts are a function of their global index, so that any number of processes makes the same.
+With `"scripted": true` the rollouts are a function of their global index, whatever the number of processes.
 """
 
 import json
