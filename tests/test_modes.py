@@ -1,0 +1,175 @@
+"""RLRT works wherever GRPO works: one short training run for each way of using TRL's trainer."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import HINT_TEMPLATE, build, distill_settings, lenient_reward, record_scores, settings, state_of, step_logs
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from tiny_policy import build_model, sums
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import GRPOConfig
+
+from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill.rlrt import rlrt_advantages
+from trl_selfdistill.signals import log_ratio
+
+LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
+
+
+def watch(trainer: RLRTTrainer) -> list[Any]:
+    """Every batch that the trainer will score: GRPO's advantages, the teacher's prompts, the scores and the result."""
+    seen: list[Any] = []
+    scores = record_scores(trainer)
+    original = trainer._apply_teacher
+
+    def watching(batch, teacher, rewarded):
+        plain = batch["advantages"].clone()
+        out = original(batch, teacher, rewarded)
+        seen.append(SimpleNamespace(plain=plain, teacher=teacher, scores=scores[-1], rewarded=rewarded, **out))
+        return out
+
+    trainer._apply_teacher = watching
+    return seen
+
+
+def check(batch: Any, *, strength: float = 0.5, clip: float = 1.0) -> None:
+    """The scored tokens are the model's own in rows with a teacher; they carry RLRT's advantage, all others GRPO's."""
+    written = batch.completion_mask.bool() & getattr(batch, "tool_mask", torch.tensor(1)).bool()
+    scores, taught = batch.scores, batch.teacher["has_context"].unsqueeze(1)
+    assert torch.equal(scores.mask, written & taught)
+    assert batch.advantages.shape == batch.completion_ids.shape
+    u = log_ratio(scores.student_logps, scores.teacher_logps)
+    expected = rlrt_advantages(batch.plain, u, scores.correct, strength=strength, clip=clip)
+    assert torch.equal(batch.advantages[scores.mask], expected[scores.mask])
+    plain = batch.plain.unsqueeze(1).expand_as(batch.advantages)
+    rest = ~(scores.mask & scores.correct.unsqueeze(1))
+    assert torch.equal(batch.advantages[rest], plain[rest])
+
+
+def is_shaped(batch: Any) -> bool:
+    return not torch.equal(batch.advantages, batch.plain.unsqueeze(1).expand_as(batch.advantages))
+
+
+@torch.no_grad()
+def direct_logps(model: Any, prompt_ids, prompt_mask, batch: Any, *, temperature: float = 1.0, **media) -> torch.Tensor:
+    """Log-probabilities of the completions after `prompt_ids` the plain way: all logits of one forward."""
+    ids = torch.cat([prompt_ids, batch.completion_ids], dim=1)
+    mask = torch.cat([prompt_mask, batch.completion_mask], dim=1)
+    modes = {module: module.training for module in model.modules()}
+    logits = model.eval()(input_ids=ids, attention_mask=mask, **media).logits
+    for module, mode in modes.items():
+        module.training = mode
+    logps = (logits[:, prompt_ids.size(1) - 1 : -1].float() / temperature).log_softmax(-1)
+    return logps.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def assert_scored_by(batch: Any, *, student: Any = None, teacher: Any = None, atol: float = 1e-4, **kwargs) -> None:
+    mask = batch.scores.mask
+    assert mask.any()
+    if student is not None:
+        expected = direct_logps(student, batch.prompt_ids, batch.prompt_mask, batch, **kwargs)
+        torch.testing.assert_close(batch.scores.student_logps[mask], expected[mask], atol=atol, rtol=0)
+    if teacher is not None:
+        sees = batch.teacher["teacher_prompt_ids"], batch.teacher["teacher_prompt_mask"]
+        expected = direct_logps(teacher, *sees, batch, **kwargs)
+        torch.testing.assert_close(batch.scores.teacher_logps[mask], expected[mask], atol=atol, rtol=0)
+
+
+def train(trainer: RLRTTrainer) -> list[Any]:
+    """Train; check every batch, that the policy moved, and that the teacher had a say. The batches."""
+    before = state_of(trainer.model)
+    seen = watch(trainer)
+    trainer.train()
+    after = state_of(trainer.model)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for batch in seen:
+        check(batch, strength=trainer.args.rlrt_strength, clip=trainer.args.rlrt_clip)
+    assert any(is_shaped(batch) for batch in seen)
+    logs = step_logs(trainer)
+    assert all(math.isfinite(entry["loss"]) for entry in logs)
+    for name in ("self_distill/log_ratio", "self_distill/teacher_entropy", "self_distill/correct", "rlrt/weight"):
+        assert any(entry[name] is not None and math.isfinite(entry[name]) for entry in logs), name
+    return seen
+
+
+# ---- what GRPOConfig offers ------------------------------------------------------------------------------------------
+
+GRPO_SETTINGS = [
+    *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
+    {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    {"off_policy_mask_threshold": 1e-3, "num_iterations": 2},
+    {"loss_type": "vespo", "off_policy_mask_threshold": 1e-3, "num_iterations": 2},
+    {"top_entropy_quantile": 0.5},
+    {"entropy_coef": 0.01},
+    {"beta": 0.1},
+    {"beta": 0.1, "use_bias_correction_kl": True, "num_iterations": 2},
+    {"num_iterations": 3, "max_steps": 6},
+    {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_iterations": 2},
+    {"gradient_checkpointing": True},
+    {"mask_truncated_completions": True, "max_completion_length": 2},
+    {"scale_rewards": "batch"},
+    {"scale_rewards": "none", "delta": 1.5},
+    {"multi_objective_aggregation": "normalize_then_sum"},
+    {"pad_to_multiple_of": 16},
+    {"disable_dropout": True},
+    {"bf16": True},
+    {"temperature": 0.7, "top_k": 20},
+    {"remove_unused_columns": True},
+    {"shuffle_dataset": False},
+    {"log_completions": True},
+    {"rlrt_strength": 1.0, "rlrt_clip": 0.2},
+]
+
+
+@pytest.mark.parametrize("overrides", GRPO_SETTINGS, ids=lambda o: "+".join(f"{k}={v}" for k, v in o.items()))
+def test_settings_of_grpo(overrides, model_dir, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold") | overrides)
+    # Without its columns a reward function gets no solution, in GRPO either.
+    trainer = build(RLRTTrainer, config, str(model_dir), tokenizer, reward_funcs=even_length)
+    seen = train(trainer)
+    per_generation = config.steps_per_generation * config.num_iterations
+    assert len(seen) == math.ceil(config.max_steps * config.gradient_accumulation_steps / per_generation)
+
+
+def even_length(completions, **kwargs):
+    return lenient_reward(completions, [])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("size", [8, 3])
+def test_scores_are_those_of_a_plain_forward(temperature, size, model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, temperature=temperature, context="gold"))
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    trainer.args.per_device_train_batch_size = size  # forwards of 3, 3 and 2 rows
+    seen = watch(trainer)
+    trainer._generate_and_score_completions([row for row in sums().select([7, 93]) for _ in range(4)])
+    assert_scored_by(seen[0], student=trainer.model, teacher=trainer.model, temperature=temperature)
+    assert seen[0].scores.log_ratio.abs().max() > 0.01
+
+
+def test_truncated_completions_are_masked_out_of_everything(model, tokenizer, tmp_path):
+    config = RLRTConfig(
+        **distill_settings(tmp_path, context="gold", mask_truncated_completions=True, max_completion_length=1)
+    )
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    seen = watch(trainer)
+    rows = [row for row in sums().select([7, 93]) for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    check(seen[0])
+    cut = batch["completion_ids"][:, -1] != tokenizer.eos_token_id
+    assert cut.any()
+    assert not seen[0].scores.mask[cut].any()
+    assert not seen[0].scores.correct[cut].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_in_float32(dtype, model_dir, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", cast_lm_head_to_fp32=True, learning_rate=1e-2))
+    seen = train(build(RLRTTrainer, config, model, tokenizer))
+    assert seen[0].scores.student_logps.dtype == torch.float32
