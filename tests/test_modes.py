@@ -1,5 +1,6 @@
 """RLRT works wherever GRPO works: one short training run for each way of using TRL's trainer."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import HINT_TEMPLATE, build, distill_settings, lenient_reward, record_scores, settings, state_of, step_logs
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from tiny_policy import build_model, sums
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from tiny_policy import build_model, sums, supervised_steps
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOConfig
 
@@ -62,7 +63,8 @@ def direct_logps(model: Any, prompt_ids, prompt_mask, batch: Any, *, temperature
     logits = model.eval()(input_ids=ids, attention_mask=mask, **media).logits
     for module, mode in modes.items():
         module.training = mode
-    logps = (logits[:, prompt_ids.size(1) - 1 : -1].float() / temperature).log_softmax(-1)
+    logits = logits[:, -batch.completion_ids.size(1) - 1 : -1]  # from the end: prompt tuning adds positions in front
+    logps = (logits.float() / temperature).log_softmax(-1)
     return logps.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
 
 
@@ -173,3 +175,219 @@ def test_a_head_in_float32(dtype, model_dir, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold", cast_lm_head_to_fp32=True, learning_rate=1e-2))
     seen = train(build(RLRTTrainer, config, model, tokenizer))
     assert seen[0].scores.student_logps.dtype == torch.float32
+
+
+def test_every_micro_batch_keeps_rows_and_their_token_advantages_together(model, tokenizer, tmp_path):
+    sizes = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", num_iterations=2, max_steps=4) | sizes)
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    used, loss = [], trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: used.append(inputs) or loss(model, inputs)
+    (batch,) = train(trainer)
+    assert len(used) == 8
+    expected = sorted(zip(batch.completion_ids.tolist(), batch.advantages.tolist(), strict=True))
+    for iteration in (used[:4], used[4:]):
+        rows = [r for i in iteration for r in zip(i["completion_ids"].tolist(), i["advantages"].tolist(), strict=True)]
+        assert sorted(rows) == expected
+
+
+# ---- whose weights ---------------------------------------------------------------------------------------------------
+
+
+def preloaded_adapter(model: Any, **config: Any) -> PeftModel:
+    """A policy that comes with an adapter of its own, which is not zero."""
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(**{**LORA, **config}, lora_alpha=1, init_lora_weights=False))
+
+
+def pristine(model_dir, policy: Any) -> Any:
+    """An independent model with the weights that `policy` has now."""
+    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    if not isinstance(policy, PeftModel):
+        return plain
+    start = get_peft_model(plain, policy.peft_config["default"])
+    start.load_state_dict({k: v.clone() for k, v in policy.state_dict().items()}, strict=True)
+    return start
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("policy", ["full", "fresh", "preloaded"])
+def test_the_base_teacher_stays_what_the_policy_was_at_the_start(policy, beta, model_dir, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    peft = None
+    if policy == "preloaded":
+        model = preloaded_adapter(model)
+    if policy == "fresh":
+        peft = LoraConfig(**LORA)
+    start = pristine(model_dir, model)
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path,
+            context="gold",
+            teacher_model_kind="base",
+            beta=beta,
+            learning_rate=1e-2,
+            max_steps=3,
+            gradient_checkpointing=True,
+        )
+    )
+    trainer = build(RLRTTrainer, config, model, tokenizer, peft_config=peft)
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    seen = train(trainer)
+    for batch in seen:
+        assert_scored_by(batch, teacher=start)
+    drift = seen[-1].scores.student_logps - direct_logps(start, seen[-1].prompt_ids, seen[-1].prompt_mask, seen[-1])
+    assert drift[seen[-1].scores.mask].abs().max() > 1e-2
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == trainable
+    assert not any(".ref." in name for name in trainable)
+    if policy != "full":
+        assert trainer.model.active_adapter == "default"
+
+
+def test_the_live_teacher_of_a_preloaded_adapter_is_the_policy(model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", learning_rate=1e-2))
+    trainer = build(RLRTTrainer, config, preloaded_adapter(model), tokenizer)
+    score, scored = trainer._score, []
+
+    def scoring(batch, teacher, correct):
+        scores = score(batch, teacher, correct)
+        scored.append(SimpleNamespace(scores=scores, teacher=teacher, **batch))
+        assert_scored_by(scored[-1], student=trainer.model, teacher=trainer.model)
+        return scores
+
+    trainer._score = scoring
+    train(trainer)
+    assert len(scored) == 2
+
+
+@pytest.mark.parametrize("kind", ["live", "base"])
+def test_identical_prompts_under_dropout_give_exactly_zero(kind, model, tokenizer, tmp_path):
+    config = RLRTConfig(
+        **distill_settings(tmp_path, teacher_template="{context}{prompt}", teacher_model_kind=kind, max_steps=1)
+    )
+    policy = preloaded_adapter(model, lora_dropout=0.5)
+    trainer = build(RLRTTrainer, config, policy, tokenizer, context_builder=lambda rollout: "")
+    seen = watch(trainer)
+    trainer.train()
+    assert trainer.model.training
+    assert seen[0].scores.mask.any(dim=1).all()
+    assert not seen[0].scores.log_ratio.any()
+    assert torch.equal(seen[0].advantages, seen[0].plain.unsqueeze(1).expand_as(seen[0].advantages))
+
+
+@pytest.mark.parametrize("kind", ["live", "base"])
+def test_modes_and_adapter_come_back_when_the_forward_raises(kind, model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", teacher_model_kind=kind))
+    trainer = build(RLRTTrainer, config, preloaded_adapter(model), tokenizer)
+    trainer.model.base_model.model.model.layers[0].eval()  # frozen by hand; must not be switched on
+    modes = {name: module.training for name, module in trainer.model.named_modules()}
+    gradients = {name: p.requires_grad for name, p in trainer.model.named_parameters()}
+    batch = trainer._generate_and_score_completions([sums()[7]] * 8)
+
+    def broken(*args):
+        assert not any(module.training for module in trainer.model.modules())
+        raise RuntimeError("out of memory")
+
+    norm = trainer.model.base_model.model.model.norm
+    hook = norm.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer._logps(trainer.teacher, batch, batch["prompt_ids"], batch["prompt_mask"], [0])
+    hook.remove()
+    assert {name: module.training for name, module in trainer.model.named_modules()} == modes
+    assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == gradients
+    assert trainer.model.active_adapter == "default"
+    trainer._generate_and_score_completions([sums()[7]] * 8)
+
+
+def untied(model: Any, tokenizer: Any, **shape: int) -> Any:
+    """The same weights in a model whose head is not its embedding."""
+    copy = build_model(tokenizer, tie_word_embeddings=False, **shape)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+PEFT_CONFIGS = {
+    "lora": LoraConfig(**LORA),
+    "dora": LoraConfig(**LORA, use_dora=True),
+    "head-saved": LoraConfig(**LORA, modules_to_save=["lm_head"]),
+    "embedding": LoraConfig(**{**LORA, "target_modules": ["embed_tokens", "q_proj"]}),
+    "pissa": LoraConfig(**LORA, init_lora_weights="pissa"),
+    "ia3": IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+OTHERS_ARE_TRAINED = ("head-saved",)
+
+
+@pytest.mark.parametrize("kind", ["live", "base"])
+@pytest.mark.parametrize("name", PEFT_CONFIGS)
+def test_peft(name, kind, model, tokenizer, tmp_path):
+    config = RLRTConfig(
+        **distill_settings(tmp_path, context="gold", learning_rate=1e-2, teacher_model_kind=kind, max_steps=3)
+    )
+    start = untied(model, tokenizer)
+    policy = untied(model, tokenizer)
+    if kind == "base" and name in OTHERS_ARE_TRAINED:
+        with pytest.raises(ValueError, match=r"modules_to_save.*'live'"):
+            build(RLRTTrainer, config, policy, tokenizer, peft_config=PEFT_CONFIGS[name])
+        return
+    trainer = build(RLRTTrainer, config, policy, tokenizer, peft_config=copy.deepcopy(PEFT_CONFIGS[name]))
+    score = trainer._score
+
+    def scoring(batch, teacher, correct):
+        scores = score(batch, teacher, correct)
+        seen = SimpleNamespace(scores=scores, teacher=teacher, **batch)
+        assert_scored_by(seen, student=trainer.model, teacher=trainer.model if kind == "live" else start)
+        return scores
+
+    trainer._score = scoring
+    train(trainer)
+
+
+@pytest.mark.parametrize("trained", [LoraConfig(target_modules=["q_proj"], trainable_token_indices={"lm_head": [1]})])
+def test_an_adapted_head_is_refused_at_construction(trained, model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="LM head is adapted by PEFT"):
+        build(
+            RLRTTrainer,
+            RLRTConfig(**distill_settings(tmp_path)),
+            untied(model, tokenizer),
+            tokenizer,
+            peft_config=trained,
+        )
+
+
+@pytest.mark.parametrize("kind", ["live", "base"])
+def test_qlora(kind, tokenizer, tmp_path):
+    # bitsandbytes' CPU kernel wants widths that are multiples of 64.
+    model = build_model(tokenizer, intermediate_size=256)
+    supervised_steps(model, tokenizer, steps=40)
+    model.save_pretrained(tmp_path / "policy")
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path, context="gold", teacher_model_kind=kind, gradient_checkpointing=True, learning_rate=1e-2
+        )
+    )
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_use_double_quant=True,
+    )
+    trainer = build(
+        RLRTTrainer,
+        config,
+        str(tmp_path / "policy"),
+        tokenizer,
+        quantization_config=nf4,
+        peft_config=LoraConfig(**LORA),
+    )
+    assert trainer.model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.uint8
+    seen = train(trainer)
+    if kind == "live":
+        return
+    with trainer.model.disable_adapter():
+        for batch in seen:
+            # The CPU kernel of bitsandbytes rounds its scales to bfloat16 on first use.
+            assert_scored_by(batch, teacher=trainer.model, atol=1e-2)
