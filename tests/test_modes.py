@@ -1,5 +1,6 @@
 """RLRT works wherever GRPO works: one short training run for each way of using TRL's trainer."""
 
+import asyncio
 import copy
 import math
 from types import SimpleNamespace
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from helpers import HINT_TEMPLATE, build, distill_settings, lenient_reward, record_scores, settings, state_of, step_logs
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny_policy import build_model, sums, supervised_steps
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from trl import GRPOConfig
+from transformers import AddedToken, AutoModelForCausalLM, BitsAndBytesConfig, Qwen3ForSequenceClassification
+from trl import GRPOConfig, GRPOTrainer
 
-from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill import RLRTConfig, RLRTTrainer, SelfDistillConfig
 from trl_selfdistill.rlrt import rlrt_advantages
 from trl_selfdistill.signals import log_ratio
 
@@ -197,7 +199,11 @@ def test_every_micro_batch_keeps_rows_and_their_token_advantages_together(model,
 def preloaded_adapter(model: Any, **config: Any) -> PeftModel:
     """A policy that comes with an adapter of its own, which is not zero."""
     torch.manual_seed(1)
-    return get_peft_model(model, LoraConfig(**{**LORA, **config}, lora_alpha=1, init_lora_weights=False))
+    policy = get_peft_model(model, LoraConfig(**{**LORA, **config}, init_lora_weights=False))
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            parameter.data.mul_(0.1)
+    return policy
 
 
 def pristine(model_dir, policy: Any) -> Any:
@@ -211,12 +217,14 @@ def pristine(model_dir, policy: Any) -> Any:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("policy", ["full", "fresh", "preloaded"])
+@pytest.mark.parametrize("policy", ["full", "fresh", "preloaded", "embedding"])
 def test_the_base_teacher_stays_what_the_policy_was_at_the_start(policy, beta, model_dir, tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     peft = None
     if policy == "preloaded":
         model = preloaded_adapter(model)
+    if policy == "embedding":
+        model = preloaded_adapter(model, target_modules=["embed_tokens", "up_proj"])
     if policy == "fresh":
         peft = LoraConfig(**LORA)
     start = pristine(model_dir, model)
@@ -391,3 +399,292 @@ def test_qlora(kind, tokenizer, tmp_path):
         for batch in seen:
             # The CPU kernel of bitsandbytes rounds its scales to bfloat16 on first use.
             assert_scored_by(batch, teacher=trainer.model, atol=1e-2)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def stream(rows: Any) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+def renamed(dataset: Dataset) -> Dataset:
+    return dataset.rename_column("solution", "privileged_context")
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("column", ["solution", "privileged_context", "reference"])
+@pytest.mark.parametrize("form", ["stored", "streamed", "streamed with features"])
+def test_the_gold_column_reaches_the_teacher(form, column, drop, model, tokenizer, tmp_path):
+    data = sums().rename_column("solution", column) if column != "solution" else sums()
+    data = {"stored": data, "streamed": stream(data), "streamed with features": data.to_iterable_dataset()}[form]
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path,
+            context="gold",
+            remove_unused_columns=drop,
+            privileged_context_column="privileged_context" if column == "solution" else column,
+            num_iterations=2,
+        )
+    )
+    seen = train(build(RLRTTrainer, config, model, tokenizer, train_dataset=data, reward_funcs=even_length))
+    for batch in seen:
+        for row, ids in zip(batch.rewarded.prompts, batch.teacher["teacher_prompt_ids"], strict=True):
+            question = row[0]["content"]
+            answer = sum(map(int, question.rstrip("=").split("+")))
+            assert f"[{answer}]{question}" in tokenizer.decode(ids)
+
+
+def test_a_stream_without_its_gold_column_is_refused(model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
+    with pytest.raises(ValueError, match=r"privileged_context_column"):
+        build(RLRTTrainer, config, model, tokenizer, train_dataset=stream(sums().remove_columns("solution")))
+
+
+@pytest.mark.parametrize("generations", [None, 2, 1])
+@pytest.mark.parametrize("form", ["stored", "streamed", "several"])
+def test_evaluation(form, generations, model, tokenizer, tmp_path):
+    few = sums().select(range(4))
+    data = {"stored": few, "streamed": stream(few), "several": {"a": few, "b": few.select(range(2))}}[form]
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=4,
+            num_generations_eval=generations,
+        )
+    )
+    trainer = build(RLRTTrainer, config, model, tokenizer, eval_dataset=data)
+    seen = train(trainer)
+    evaluated = [batch for batch in seen if not batch.scores.training]
+    size = generations or 4
+    for batch in evaluated:
+        rollouts, prompts = batch.rewarded.rollouts, batch.rewarded.prompts
+        for start in range(0, len(rollouts), size):
+            group = rollouts[start : start + size]
+            assert all(prompt == prompts[start] for prompt in prompts[start : start + size])
+            assert all(len(rollout.peers) <= size - 1 for rollout in group)
+    assert len(evaluated) >= 2
+    names = ("eval_a", "eval_b") if form == "several" else ("eval",)
+    for name in names:
+        (first, *_) = [entry for entry in trainer.state.log_history if f"{name}_loss" in entry]
+        assert math.isfinite(first[f"{name}_loss"])
+        # TRL itself writes `eval_` before its metrics and does not name the set.
+        assert "eval_self_distill/correct" in first
+
+
+def test_train_and_eval_sets_may_name_the_gold_column_differently(model, tokenizer, tmp_path):
+    both = renamed(sums()).add_column("solution", ["wrong"] * 100)
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path, context="gold", eval_strategy="steps", eval_steps=1, max_steps=1, remove_unused_columns=True
+        )
+    )
+    trainer = build(
+        RLRTTrainer,
+        config,
+        model,
+        tokenizer,
+        train_dataset=both,
+        eval_dataset=sums().select(range(2)),
+        reward_funcs=even_length,
+    )
+    seen = watch(trainer)
+    trainer.train()
+    for batch in seen:
+        for rollout, prompt in zip(batch.rewarded.rollouts, batch.rewarded.prompts, strict=True):
+            assert rollout.gold == str(sum(map(int, prompt[0]["content"].rstrip("=").split("+"))))
+    assert {batch.scores.training for batch in seen} == {True, False}
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+EARLIER = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+PROMPTS = {
+    "plain": lambda q: q,
+    "conversation": lambda q: [{"role": "user", "content": q}],
+    "system": lambda q: [{"role": "system", "content": "Add."}, {"role": "user", "content": q}],
+    "turns": lambda q: [*EARLIER, {"role": "user", "content": q}],
+    "blocks": lambda q: [{"role": "user", "content": [{"type": "text", "text": q}]}],
+    "assistant last": lambda q: [{"role": "user", "content": q}, {"role": "assistant", "content": "It is "}],
+    "tool last": lambda q: [*EARLIER, {"role": "tool", "content": q}],
+}
+NEEDS_SYSTEM = ("assistant last", "tool last")
+BLOCKS_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for b in m['content'] %}{{ b['text'] }}{% endfor %}{% endif %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("placement", ["user", "system"])
+@pytest.mark.parametrize("form", PROMPTS)
+def test_prompts(form, placement, model, tokenizer, tmp_path):
+    rows = [{**row, "prompt": PROMPTS[form](row["prompt"][0]["content"])} for row in sums()]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True)])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template = BLOCKS_TEMPLATE
+    template = HINT_TEMPLATE if placement == "user" else "[{context}]"
+    config = RLRTConfig(
+        **distill_settings(tmp_path, context="gold", context_placement=placement, teacher_template=template)
+    )
+    make = lambda: build(RLRTTrainer, config, model, tokenizer, train_dataset=Dataset.from_list(rows))  # noqa: E731
+    if placement == "user" and form in NEEDS_SYSTEM:
+        with pytest.raises(ValueError, match="context_placement='system'"):
+            make()
+        return
+    trainer = make()
+    trainer.reward_funcs[0] = lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))]
+    seen = watch(trainer)
+    batch = trainer._generate_and_score_completions([row for row in rows[7:9] for _ in range(4)])
+    check(seen[0])
+    for i, rollout in enumerate(seen[0].rewarded.rollouts):
+        sees = batch_ids(seen[0].teacher["teacher_prompt_ids"], seen[0].teacher["teacher_prompt_mask"])[i]
+        own = batch_ids(batch["prompt_ids"], batch["prompt_mask"])[i]
+        text = tokenizer.decode(sees)
+        assert f"[{rollout.gold}]" in text
+        if placement == "system":
+            assert sees[len(sees) - len(own) :] == own
+        else:
+            assert text.replace(f"[{rollout.gold}]", "") == tokenizer.decode(own)
+    assert_scored_by(seen[0], student=trainer.model, teacher=trainer.model)
+
+
+def batch_ids(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+# ---- rewards and contexts --------------------------------------------------------------------------------------------
+
+
+async def slow_length(completions, **kwargs):
+    await asyncio.sleep(0.001)
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def nothing(completions, **kwargs):
+    return [None] * len(completions)
+
+
+def sometimes(completions, **kwargs):
+    return [None if i % 4 == 0 else 1.0 for i in range(len(completions))]
+
+
+def reward_model(tokenizer: Any) -> Any:
+    torch.manual_seed(0)
+    config = build_model(tokenizer).config
+    config.num_labels = 1
+    return Qwen3ForSequenceClassification(config)
+
+
+REWARDS = {
+    "first of two": ([lenient_reward, slow_length], None, 1.0),
+    "named": ([slow_length, lenient_reward], "lenient_reward", 1.0),
+    "async": ([lenient_reward, slow_length], "slow_length", 2.0),
+    "only async": ([slow_length], None, 2.0),
+    "one always None": ([nothing, lenient_reward], "lenient_reward", 1.0),
+    "some None": ([sometimes, lenient_reward], None, 1.0),
+    "model": (["model", lenient_reward], None, -100.0),
+}
+
+
+@pytest.mark.parametrize("case", REWARDS)
+def test_rewards(case, model, tokenizer, tmp_path):
+    funcs, name, threshold = REWARDS[case]
+    funcs = [reward_model(tokenizer) if func == "model" else func for func in funcs]
+    config = RLRTConfig(
+        **distill_settings(tmp_path, context="gold", correctness_reward=name, correctness_threshold=threshold)
+    )
+    judges = [tokenizer if isinstance(func, torch.nn.Module) else None for func in funcs]
+    trainer = build(RLRTTrainer, config, model, tokenizer, reward_funcs=funcs, reward_processing_classes=judges)
+    calculate, rewards = GRPOTrainer._calculate_rewards, []
+
+    def remembering(*args):
+        rewards.append(calculate(trainer, *args))
+        return rewards[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args: remembering(*args))
+        seen = train(trainer)
+    column = trainer.reward_func_names.index(name) if name else 0
+    for batch, values in zip(seen, rewards, strict=True):
+        ended = (batch.completion_ids == tokenizer.eos_token_id).any(dim=1)
+        enough = values[:, column] >= threshold  # False for NaN
+        assert torch.equal(batch.scores.correct, enough & ended)
+    if case == "some None":
+        assert not seen[0].scores.correct[::4].any()
+
+
+def test_a_correctness_reward_that_is_not_there_is_refused(model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, correctness_reward="accuracy"))
+    with pytest.raises(ValueError, match=r"correctness_reward='accuracy'.*lenient_reward"):
+        build(RLRTTrainer, config, model, tokenizer)
+
+
+def test_peers_are_correct_rollouts_of_the_same_prompt_and_never_the_rollout_itself(model, tokenizer, tmp_path):
+    seen = train(build(RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, max_steps=4)), model, tokenizer))
+    contexts = 0
+    for batch in seen:
+        rollouts = batch.rewarded.rollouts
+        for i, rollout in enumerate(rollouts):
+            group = range(i - i % 4, i - i % 4 + 4)
+            correct = [rollouts[j].completion for j in group if j != i and rollouts[j].correct]
+            assert sorted(rollout.peers) == sorted(text for text in correct if text)
+            assert batch.teacher["has_context"][i] == bool(rollout.peers)
+            if rollout.peers:
+                contexts += 1
+                prompt = f"[{rollout.peers[0]}]{batch.rewarded.prompts[i][0]['content']}"
+                assert prompt in tokenizer.decode(batch.teacher["teacher_prompt_ids"][i])
+    assert 0 < contexts < 8 * len(seen)
+
+
+def shout(rollout):
+    """Found by its dotted path."""
+    return None if rollout.row["solution"] == "3" else f"{rollout.row['solution']}!"
+
+
+@pytest.mark.parametrize("given", ["dotted", "builder"])
+def test_own_contexts(given, model, tokenizer, tmp_path):
+    own = {"context": f"{__name__}.shout"} if given == "dotted" else {}
+    config = RLRTConfig(**distill_settings(tmp_path, **own))
+    builder = {"context_builder": shout} if given == "builder" else {}
+    data = Dataset.from_list([row for row in sums() if row["solution"] in "34"])
+    trainer = build(RLRTTrainer, config, model, tokenizer, train_dataset=data, **builder)
+    for batch in train(trainer):
+        for rollout, ids, taught in zip(
+            batch.rewarded.rollouts, batch.teacher["teacher_prompt_ids"], batch.teacher["has_context"], strict=True
+        ):
+            assert ("[4!]" in tokenizer.decode(ids)) == (rollout.gold == "4") == taught.item()
+    assert any(entry["self_distill/context_custom"] > 0 for entry in step_logs(trainer))
+
+
+# ---- configurations --------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_grpo_config_keeps_its_values_and_gets_the_defaults_of_rlrt(model, tokenizer, tmp_path):
+    defaults = RLRTConfig(**settings(tmp_path)).to_dict()
+    args = GRPOConfig(**settings(tmp_path, beta=0.0, loss_type="grpo", temperature=0.9, num_iterations=2))
+    trainer = build(RLRTTrainer, args, model, tokenizer)
+    assert isinstance(trainer.args, RLRTConfig)
+    assert trainer.args.to_dict() == {**defaults, **args.to_dict()}
+    assert (trainer.args.context, trainer.args.rlrt_strength, trainer.temperature) == ("peer", 0.5, 0.9)
+    assert type(args) is GRPOConfig
+    train(trainer)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RLRTTrainer, "config_class", lambda name: RLRTConfig(name, use_cpu=True, bf16=False))
+    model.config._name_or_path = "some/tiny-model"
+    policy = preloaded_adapter(model) if adapter else model
+    trainer = build(RLRTTrainer, None, policy, tokenizer)
+    assert trainer.args.output_dir == "tiny-model-RLRT"
+    assert type(trainer.args) is RLRTConfig
+
+
+def test_the_config_of_another_algorithm_is_refused(model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="RLRTTrainer needs an RLRTConfig, not a SelfDistillConfig"):
+        build(RLRTTrainer, SelfDistillConfig(**settings(tmp_path)), model, tokenizer)
