@@ -6,12 +6,15 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from helpers import HINT_TEMPLATE, build, distill_settings, lenient_reward, record_scores, settings, state_of, step_logs
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from tiny_policy import build_model, sums, supervised_steps
+from PIL import Image
+from tiny_policy import build_model, build_tokenizer, sums, supervised_steps
+from tiny_vlm import tiny_llava, tiny_qwen2_vl
 from transformers import AddedToken, AutoModelForCausalLM, BitsAndBytesConfig, Qwen3ForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
@@ -26,15 +29,20 @@ def watch(trainer: RLRTTrainer) -> list[Any]:
     """Every batch that the trainer will score: GRPO's advantages, the teacher's prompts, the scores and the result."""
     seen: list[Any] = []
     scores = record_scores(trainer)
-    original = trainer._apply_teacher
+    original, teacher_prompts, prompts = trainer.apply_teacher, trainer._teacher_prompts, []
 
-    def watching(batch, teacher, rewarded):
+    def remembering(batch, texts, contexts):
+        prompts.append(texts)
+        return teacher_prompts(batch, texts, contexts)
+
+    def watching(batch, lesson):
         plain = batch["advantages"].clone()
-        out = original(batch, teacher, rewarded)
-        seen.append(SimpleNamespace(plain=plain, teacher=teacher, scores=scores[-1], rewarded=rewarded, **out))
+        out = original(batch, lesson)
+        add = {"plain": plain, "teacher": lesson.prompts, "rollouts": lesson.rollouts, "prompts": prompts[-1]}
+        seen.append(SimpleNamespace(scores=scores[-1], **add, **out))
         return out
 
-    trainer._apply_teacher = watching
+    trainer._teacher_prompts, trainer.apply_teacher = remembering, watching
     return seen
 
 
@@ -133,15 +141,10 @@ GRPO_SETTINGS = [
 @pytest.mark.parametrize("overrides", GRPO_SETTINGS, ids=lambda o: "+".join(f"{k}={v}" for k, v in o.items()))
 def test_settings_of_grpo(overrides, model_dir, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold") | overrides)
-    # Without its columns a reward function gets no solution, in GRPO either.
-    trainer = build(RLRTTrainer, config, str(model_dir), tokenizer, reward_funcs=even_length)
+    trainer = build(RLRTTrainer, config, str(model_dir), tokenizer)
     seen = train(trainer)
     per_generation = config.steps_per_generation * config.num_iterations
     assert len(seen) == math.ceil(config.max_steps * config.gradient_accumulation_steps / per_generation)
-
-
-def even_length(completions, **kwargs):
-    return lenient_reward(completions, [])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -255,15 +258,15 @@ def test_the_base_teacher_stays_what_the_policy_was_at_the_start(policy, beta, m
 def test_the_live_teacher_of_a_preloaded_adapter_is_the_policy(model, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold", learning_rate=1e-2))
     trainer = build(RLRTTrainer, config, preloaded_adapter(model), tokenizer)
-    score, scored = trainer._score, []
+    score, scored = trainer.score_tokens, []
 
-    def scoring(batch, teacher, correct):
-        scores = score(batch, teacher, correct)
-        scored.append(SimpleNamespace(scores=scores, teacher=teacher, **batch))
+    def scoring(batch, lesson):
+        scores = score(batch, lesson)
+        scored.append(SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch))
         assert_scored_by(scored[-1], student=trainer.model, teacher=trainer.model)
         return scores
 
-    trainer._score = scoring
+    trainer.score_tokens = scoring
     train(trainer)
     assert len(scored) == 2
 
@@ -342,15 +345,15 @@ def test_peft(name, kind, model, tokenizer, tmp_path):
             build(RLRTTrainer, config, policy, tokenizer, peft_config=PEFT_CONFIGS[name])
         return
     trainer = build(RLRTTrainer, config, policy, tokenizer, peft_config=copy.deepcopy(PEFT_CONFIGS[name]))
-    score = trainer._score
+    score = trainer.score_tokens
 
-    def scoring(batch, teacher, correct):
-        scores = score(batch, teacher, correct)
-        seen = SimpleNamespace(scores=scores, teacher=teacher, **batch)
+    def scoring(batch, lesson):
+        scores = score(batch, lesson)
+        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
         assert_scored_by(seen, student=trainer.model, teacher=trainer.model if kind == "live" else start)
         return scores
 
-    trainer._score = scoring
+    trainer.score_tokens = scoring
     train(trainer)
 
 
@@ -427,9 +430,9 @@ def test_the_gold_column_reaches_the_teacher(form, column, drop, model, tokenize
             num_iterations=2,
         )
     )
-    seen = train(build(RLRTTrainer, config, model, tokenizer, train_dataset=data, reward_funcs=even_length))
+    seen = train(build(RLRTTrainer, config, model, tokenizer, train_dataset=data))
     for batch in seen:
-        for row, ids in zip(batch.rewarded.prompts, batch.teacher["teacher_prompt_ids"], strict=True):
+        for row, ids in zip(batch.prompts, batch.teacher["teacher_prompt_ids"], strict=True):
             question = row[0]["content"]
             answer = sum(map(int, question.rstrip("=").split("+")))
             assert f"[{answer}]{question}" in tokenizer.decode(ids)
@@ -460,7 +463,7 @@ def test_evaluation(form, generations, model, tokenizer, tmp_path):
     evaluated = [batch for batch in seen if not batch.scores.training]
     size = generations or 4
     for batch in evaluated:
-        rollouts, prompts = batch.rewarded.rollouts, batch.rewarded.prompts
+        rollouts, prompts = batch.rollouts, batch.prompts
         for start in range(0, len(rollouts), size):
             group = rollouts[start : start + size]
             assert all(prompt == prompts[start] for prompt in prompts[start : start + size])
@@ -488,12 +491,11 @@ def test_train_and_eval_sets_may_name_the_gold_column_differently(model, tokeniz
         tokenizer,
         train_dataset=both,
         eval_dataset=sums().select(range(2)),
-        reward_funcs=even_length,
     )
     seen = watch(trainer)
     trainer.train()
     for batch in seen:
-        for rollout, prompt in zip(batch.rewarded.rollouts, batch.rewarded.prompts, strict=True):
+        for rollout, prompt in zip(batch.rollouts, batch.prompts, strict=True):
             assert rollout.gold == str(sum(map(int, prompt[0]["content"].rstrip("=").split("+"))))
     assert {batch.scores.training for batch in seen} == {True, False}
 
@@ -540,7 +542,7 @@ def test_prompts(form, placement, model, tokenizer, tmp_path):
     seen = watch(trainer)
     batch = trainer._generate_and_score_completions([row for row in rows[7:9] for _ in range(4)])
     check(seen[0])
-    for i, rollout in enumerate(seen[0].rewarded.rollouts):
+    for i, rollout in enumerate(seen[0].rollouts):
         sees = batch_ids(seen[0].teacher["teacher_prompt_ids"], seen[0].teacher["teacher_prompt_mask"])[i]
         own = batch_ids(batch["prompt_ids"], batch["prompt_mask"])[i]
         text = tokenizer.decode(sees)
@@ -627,7 +629,7 @@ def test_peers_are_correct_rollouts_of_the_same_prompt_and_never_the_rollout_its
     seen = train(build(RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, max_steps=4)), model, tokenizer))
     contexts = 0
     for batch in seen:
-        rollouts = batch.rewarded.rollouts
+        rollouts = batch.rollouts
         for i, rollout in enumerate(rollouts):
             group = range(i - i % 4, i - i % 4 + 4)
             correct = [rollouts[j].completion for j in group if j != i and rollouts[j].correct]
@@ -635,7 +637,7 @@ def test_peers_are_correct_rollouts_of_the_same_prompt_and_never_the_rollout_its
             assert batch.teacher["has_context"][i] == bool(rollout.peers)
             if rollout.peers:
                 contexts += 1
-                prompt = f"[{rollout.peers[0]}]{batch.rewarded.prompts[i][0]['content']}"
+                prompt = f"[{rollout.peers[0]}]{batch.prompts[i][0]['content']}"
                 assert prompt in tokenizer.decode(batch.teacher["teacher_prompt_ids"][i])
     assert 0 < contexts < 8 * len(seen)
 
@@ -654,7 +656,7 @@ def test_own_contexts(given, model, tokenizer, tmp_path):
     trainer = build(RLRTTrainer, config, model, tokenizer, train_dataset=data, **builder)
     for batch in train(trainer):
         for rollout, ids, taught in zip(
-            batch.rewarded.rollouts, batch.teacher["teacher_prompt_ids"], batch.teacher["has_context"], strict=True
+            batch.rollouts, batch.teacher["teacher_prompt_ids"], batch.teacher["has_context"], strict=True
         ):
             assert ("[4!]" in tokenizer.decode(ids)) == (rollout.gold == "4") == taught.item()
     assert any(entry["self_distill/context_custom"] > 0 for entry in step_logs(trainer))
@@ -688,3 +690,337 @@ def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
 def test_the_config_of_another_algorithm_is_refused(model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="RLRTTrainer needs an RLRTConfig, not a SelfDistillConfig"):
         build(RLRTTrainer, SelfDistillConfig(**settings(tmp_path)), model, tokenizer)
+
+
+# ---- tools, environments, custom rollouts ----------------------------------------------------------------------------
+
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|system|>' + (tools | map('tojson') | join(' ')) + '<|end|>' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% for call in m.get('tool_calls') or [] %}{{ '<call>' + (call['function'] | tojson) + '</call>' }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+TOOL_RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "tool_calls": {
+            "open": "<call>",
+            "close_pattern": "</call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"<\|end\|>", "content": "text"},
+    },
+}
+
+
+def add(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return f"wait, that is {a + b}"
+
+
+async def add_later(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    await asyncio.sleep(0.001)
+    return add(a, b)
+
+
+def call(name: str) -> str:
+    return f'<call>{{"name": "{name}", "arguments": {{"a": 1, "b": 2}}}}</call><|end|>'
+
+
+@pytest.fixture
+def tool_user(model, tokenizer):
+    """(model, tokenizer) with a chat template that knows tools."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True)])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template, tokenizer.response_template = TOOL_TEMPLATE, TOOL_RESPONSE
+    return model, tokenizer
+
+
+def scripted(trainer: RLRTTrainer, first: list[str], second: str) -> None:
+    """Let the model write `first`, in turn, to prompts without a tool's result, and `second` after one."""
+
+    def generate(prompt_ids, images, fields, num_generations, has_tool_images=False):
+        tool = trainer._tokenizer.convert_tokens_to_ids("<|tool|>")
+        texts = [second if tool in ids else first[i % len(first)] for i, ids in enumerate(prompt_ids)]
+        return [trainer._tokenizer(text)["input_ids"] if text else [] for text in texts], None
+
+    trainer._generate_single_turn = generate
+
+
+def right_answers(completions, **kwargs):
+    return [float(completion[-1].get("content") == "3") for completion in completions]
+
+
+@pytest.mark.parametrize("placement", ["user", "system"])
+@pytest.mark.parametrize("tool", [add, add_later], ids=lambda tool: tool.__name__)
+def test_tools(tool, placement, tool_user, tmp_path):
+    model, tokenizer = tool_user
+    template = HINT_TEMPLATE if placement == "user" else "[{context}]"
+    own = {"context_placement": placement, "teacher_template": template, "max_completion_length": 128}
+    config = RLRTConfig(**distill_settings(tmp_path, **own))
+    trainer = build(RLRTTrainer, config, model, tokenizer, tools=[tool], reward_funcs=right_answers)
+    scripted(trainer, [call(tool.__name__), "4<|end|>", "3<|end|>", call("no_such_tool")], "3<|end|>")
+    before = state_of(model)
+    seen = watch(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], weight) for name, weight in state_of(model).items())
+    for batch in seen:
+        check(batch)
+        assert is_shaped(batch)
+        for i, ids in enumerate(batch.completion_ids):
+            result = ids[batch.tool_mask[i] == 0]
+            assert not batch.scores.mask[i][batch.tool_mask[i] == 0].any()
+            if i % 4 == 0:
+                assert tokenizer.decode(result) == "<|tool|>wait, that is 3<|end|><|assistant|>"
+                assert "wait, that is 3" in batch.rollouts[i].completion
+            # Its schemas stay in the teacher's prompt.
+            assert f'"name": "{tool.__name__}"' in tokenizer.decode(batch.teacher["teacher_prompt_ids"][i])
+        assert [rollout.correct for rollout in batch.rollouts] == [True, False, True, True] * 2
+        assert_scored_by(batch, student=None, teacher=None)
+    # The tool says "wait", the model does not.
+    assert all(entry["completions/epistemic_words"] == 0 for entry in step_logs(trainer))
+
+
+def test_a_rollout_cut_off_inside_a_tools_result_is_no_context(tool_user, tmp_path):
+    model, tokenizer = tool_user
+    config = RLRTConfig(**distill_settings(tmp_path, max_completion_length=128))
+    always = lambda completions, **kwargs: [1.0] * len(completions)  # noqa: E731
+    trainer = build(RLRTTrainer, config, model, tokenizer, tools=[add], reward_funcs=always)
+    scripted(trainer, [call("add"), "4<|end|>"], "")
+    seen = watch(trainer)
+    trainer._generate_and_score_completions([sums()[7]] * 4)
+    assert [rollout.correct for rollout in seen[0].rollouts] == [False, True, False, True]
+    assert [rollout.peers for rollout in seen[0].rollouts] == [("4", "4"), ("4",), ("4", "4"), ("4",)]
+
+
+class Riddle:
+    """An environment that asks, judges and has a tool."""
+
+    def reset(self, **row) -> str:
+        self.asked = row.get("riddle", "1+2=")
+        self.tried: list[str] = []
+        return self.asked
+
+    def guess(self, number: str) -> str:
+        """Try a number.
+
+        Args:
+            number: The number.
+        """
+        self.tried.append(number)
+        return "Hmm, no." if number != "3" else "Yes."
+
+    def get_reward(self) -> float:
+        return float("3" in self.tried)
+
+
+def guess(number: int) -> str:
+    return f'<call>{{"name": "guess", "arguments": {{"number": "{number}"}}}}</call><|end|>'
+
+
+@pytest.mark.parametrize("data", ["own", "dataset", "routed"])
+def test_environments(data, tool_user, tmp_path):
+    model, tokenizer = tool_user
+    rows = [{"prompt": [{"role": "user", "content": "Solve "}], "riddle": "2+1=", "environment": "a"}] * 8
+    dataset = {
+        "own": None,
+        "dataset": Dataset.from_list(rows).remove_columns("environment"),
+        "routed": Dataset.from_list(rows).remove_columns("prompt"),
+    }[data]
+    config = RLRTConfig(**distill_settings(tmp_path, max_completion_length=128))
+    trainer = build(
+        RLRTTrainer,
+        config,
+        model,
+        tokenizer,
+        train_dataset=dataset,
+        environment_factory={"a": Riddle} if data == "routed" else Riddle,
+        reward_funcs=None,
+    )
+    assert trainer.reward_func_names == ["Riddle"]
+    scripted(trainer, [guess(3), guess(5)], "ok<|end|>")
+    seen = watch(trainer)
+    trainer.train()
+    asked = {"own": "1+2=", "dataset": "Solve 2+1=", "routed": "2+1="}[data]
+    for batch in seen:
+        check(batch)
+        assert is_shaped(batch)
+        assert [rollout.correct for rollout in batch.rollouts] == [True, False] * 4
+        for rollout, ids in zip(batch.rollouts, batch.teacher["teacher_prompt_ids"], strict=True):
+            assert f"[{rollout.peers[0]}]{asked}<|end|>" in tokenizer.decode(ids)
+
+
+def test_gold_without_a_dataset_is_refused(tool_user, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
+    with pytest.raises(ValueError, match=r"context='gold' needs a dataset column.*context='peer'"):
+        build(
+            RLRTTrainer, config, *tool_user, train_dataset=None, environment_factory=Riddle, reward_funcs=right_answers
+        )
+
+
+@pytest.mark.parametrize("form", ["plain", "conversation"])
+def test_custom_rollouts_with_masked_feedback(form, model, tokenizer, tmp_path):
+    def rollouts(prompts, trainer):
+        """The model writes, the environment answers, the model writes again."""
+        texts = [PROMPTS["conversation"](p) if isinstance(p, str) else p for p in prompts]
+        turns = [("1", "<|user|>no<|end|>", f"{i % 2 + 2}<|end|>") for i in range(len(prompts))]
+        parts = [[tokenizer(text)["input_ids"] for text in turn] for turn in turns]
+        ids = [[*a, *b, *c] for a, b, c in parts]
+        return {
+            "prompt_ids": [
+                tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in texts
+            ],
+            "completion_ids": ids,
+            "logprobs": [[-1.0] * len(row) for row in ids],
+            "env_mask": [[1] * len(a) + [0] * len(b) + [1] * len(c) for a, b, c in parts],
+            "feedback": [f"feedback {i}" for i in range(len(prompts))],
+        }
+
+    rows = [{**row, "prompt": PROMPTS[form](row["prompt"][0]["content"])} for row in sums()]
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path, max_completion_length=32, context_placement="system", teacher_template="[{context}]"
+        )
+    )
+    trainer = build(
+        RLRTTrainer,
+        config,
+        model,
+        tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        rollout_func=rollouts,
+        reward_funcs=lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))],
+        context_builder=lambda rollout: rollout.row["feedback"],
+    )
+    for batch in train(trainer):
+        feedback = batch.tool_mask == 0
+        assert (feedback.sum(dim=1) == 4).all()
+        assert not batch.scores.mask[feedback].any()
+        assert torch.equal(batch.advantages[feedback], batch.plain.unsqueeze(1).expand_as(feedback)[feedback])
+        for i, ids in enumerate(batch.teacher["teacher_prompt_ids"]):
+            assert f"[feedback {i}]" in tokenizer.decode(ids)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def picture(seed: int, width: int = 16) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, width, 3), dtype=np.uint8))
+
+
+def pictures(pick: Any) -> Dataset:
+    """Questions of different lengths about pictures of different widths; `pick(i)` pictures in row i."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "?" * (i + 1)}],
+            "images": [picture(i + j, 16 + 8 * (i % 2)) for j in range(pick(i))],
+            "solution": "x" * (i + 1),
+        }
+        for i in range(8)
+    ]
+    return Dataset.from_list(rows)
+
+
+def vlm_settings(tmp_path: Any, **overrides: Any) -> dict[str, Any]:
+    # An untrained model would hardly ever end its answer.
+    return distill_settings(
+        tmp_path,
+        **{
+            "context": "gold",
+            "context_placement": "system",
+            "teacher_template": "[{context}]",
+            "generation_kwargs": {"sequence_bias": [[[END_ID], 5.0]]},
+            "learning_rate": 1e-2,
+            **overrides,
+        },
+    )
+
+
+END_ID = build_tokenizer().eos_token_id
+MAKERS = {"llava": tiny_llava, "qwen2_vl": tiny_qwen2_vl}
+VLM_CASES = {
+    "one": (lambda i: 1, {}),
+    "several": (lambda i: 1 + i % 2, {"num_iterations": 2}),
+    "lora": (lambda i: 1, {"teacher_model_kind": "base", "max_steps": 3}),
+    "peers": (lambda i: 1, {"context": "peer", "max_steps": 4}),
+    "split": (
+        lambda i: 1,
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "pad_to_multiple_of": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VLM_CASES)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_prompts_with_images(maker, case, tmp_path):
+    model, processor = MAKERS[maker]()
+    pick, overrides = VLM_CASES[case]
+    config = RLRTConfig(**vlm_settings(tmp_path, **overrides))
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2) if case == "lora" else None
+    start = copy.deepcopy(model)
+    trainer = build(RLRTTrainer, config, model, processor, train_dataset=pictures(pick), peft_config=peft)
+    score = trainer.score_tokens
+
+    def scoring(batch, lesson):
+        scores = score(batch, lesson)
+        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
+        media = {k: batch[k] for k in ("pixel_values", "image_grid_thw") if k in batch}
+        for name, scorer in (("student", trainer.model), ("teacher", start if case == "lora" else trainer.model)):
+            if "mm_token_type_ids" in batch:
+                ids = batch["prompt_ids"] if name == "student" else lesson.prompts["teacher_prompt_ids"]
+                ids = torch.cat([ids, batch["completion_ids"]], dim=1)
+                media["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
+            assert_scored_by(seen, **{name: scorer}, **media)
+        return scores
+
+    trainer.score_tokens = scoring
+    for batch in train(trainer):
+        assert batch.pixel_values is not None
+        for own, sees in zip(batch_ids(batch.prompt_ids, batch.prompt_mask), teacher_ids(batch), strict=True):
+            assert sees[len(sees) - len(own) :] == own
+
+
+def teacher_ids(batch: Any) -> list[list[int]]:
+    return batch_ids(batch.teacher["teacher_prompt_ids"], batch.teacher["teacher_prompt_mask"])
+
+
+def test_a_vision_language_model_without_images(tmp_path):
+    model, processor = tiny_llava()
+    config = RLRTConfig(**vlm_settings(tmp_path))
+    train(build(RLRTTrainer, config, model, processor, train_dataset=pictures(lambda i: 1).remove_columns("images")))
+
+
+def test_images_under_user_placement_are_refused(tmp_path):
+    model, processor = tiny_llava()
+    config = RLRTConfig(**vlm_settings(tmp_path, context_placement="user"))
+    with pytest.raises(ValueError, match=r"context_placement='user'.*context_placement='system'"):
+        build(RLRTTrainer, config, model, processor, train_dataset=pictures(lambda i: 1))
+
+
+def test_a_template_that_drops_the_system_turn_is_refused_at_construction(tmp_path):
+    model, processor = tiny_llava()
+    loop = "{% for m in messages %}"
+    processor.chat_template = processor.chat_template.replace(loop, "{% for m in messages if m['role'] == 'user' %}")
+    with pytest.raises(ValueError, match="wrote the message with the context 0 times"):
+        build(
+            RLRTTrainer,
+            RLRTConfig(**vlm_settings(tmp_path)),
+            model,
+            processor,
+            train_dataset=pictures(lambda i: 1),
+        )
