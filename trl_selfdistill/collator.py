@@ -42,6 +42,7 @@ class PrivilegedContextCollator:
         max_context_tokens: longest context in tokens, `None` for no limit.
         teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
         chat_template: a chat template in place of the tokenizer's.
+        content_blocks: whether that template takes lists of content blocks only, as those of vision-language models do.
 
     Raises `ValueError` for a bad template, placement or limit.
     """
@@ -52,6 +53,7 @@ class PrivilegedContextCollator:
     max_context_tokens: int | None = None
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
+    content_blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.context_placement not in ("user", "system"):
@@ -158,7 +160,8 @@ class PrivilegedContextCollator:
         if isinstance(prompt, str):
             before, after = block.split(marker)
             return encode(self.tokenizer, before), encode(self.tokenizer, after + "\n\n")
-        messages = [{"role": "system", "content": block}]
+        content = [{"type": "text", "text": block}] if self.content_blocks else block
+        messages = [{"role": "system", "content": content}]
         return self._split_rendered(self._render(messages, None, add_generation_prompt=False), marker)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:

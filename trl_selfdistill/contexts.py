@@ -101,11 +101,12 @@ def context_source(rollout: Rollout, context: str | None) -> str:
     return "gold" if context == rollout.gold else "custom"
 
 
-def completion_text(completion: str | list[dict[str, Any]]) -> str:
+def completion_text(completion: str | list[dict[str, Any]], *, tool_results: bool = True) -> str:
     """A completion as text: itself, or the contents of its messages (all turns of a tool run), thinking included."""
     if isinstance(completion, str):
         return completion
-    return "\n".join(part for message in completion for part in _message_parts(message))
+    messages = [message for message in completion if tool_results or message.get("role") != "tool"]
+    return "\n".join(part for message in messages for part in _message_parts(message))
 
 
 def _message_parts(message: Mapping[str, Any]) -> list[str]:

@@ -83,10 +83,14 @@ class MetricLog:
         """Mean of each metric over the entries that are not NaN, in all processes."""
         return {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
 
-    def rollouts(self, rollouts: list[Rollout], contexts: list[str | None], prompts: BatchEncoding) -> dict[str, float]:
-        """What the batch's texts and contexts were like: shares and means over the rows of all processes."""
+    def rollouts(
+        self, texts: list[str], rollouts: list[Rollout], contexts: list[str | None], prompts: BatchEncoding
+    ) -> dict[str, float]:
+        """What the batch's texts and contexts were like: shares and means over the rows of all processes.
+
+        `texts` is what the model itself wrote, without the results of its tools.
+        """
         sources = [context_source(r, c) for r, c in zip(rollouts, contexts, strict=True)]
-        texts = [rollout.completion for rollout in rollouts]
         has_context = prompts["has_context"]
         rows = {
             "self_distill/correct": [rollout.correct for rollout in rollouts],

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -15,7 +14,8 @@ def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[...,
     """Call `function(**inputs)` from within `wrapper`'s forward.
 
     DDP, FSDP and ZeRO-3 do their work in hooks around the wrapper's forward, so hidden states and the head must be
-    computed in there. `inner` is the module that `wrapper` wraps; it may be `wrapper` itself.
+    computed in there; so does PEFT, which puts the tokens of prompt and prefix tuning in front. `inner` is the module
+    that `wrapper` wraps in the end, and whose forward it calls; it may be `wrapper` itself.
     """
     patched = "forward" in vars(inner)
     original = inner.forward
@@ -35,7 +35,7 @@ def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[...,
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The language model itself, out of its PEFT wrapper. Adapters stay active in its layers."""
+    """The language model itself, out of its PEFT wrapper. Adapters in its layers stay active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -56,8 +56,8 @@ class TokenScorer:
         return inside_forward(self._wrapper, self._inner, self._score, labels=labels, **inputs)
 
     def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:
-        model = causal_lm(self._inner)
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        model: Any = self._inner
+        hidden = model.base_model(**{**inputs, "use_cache": False}).last_hidden_state[:, :-1]
         targets = labels[:, 1:].to(hidden.device)
         mask = targets != -100
         with output_head(model) as head:
@@ -70,7 +70,7 @@ class TokenScorer:
                 logit_scale=head.logit_scale,
                 softcap=head.softcap,
             )
-        zeros = torch.zeros(mask.shape, device=logps.device)
+        zeros = logps.new_zeros(mask.shape)
         return SimpleNamespace(
             log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
         )

@@ -13,6 +13,9 @@ from torch import nn
 REFERENCE_ADAPTER = "ref"
 """The name under which GRPO keeps a copy of a preloaded adapter; used here for the same thing."""
 
+_STARTS_AS_BASE = (True, "gaussian", "eva", "orthogonal")
+"""Values of LoRA's `init_lora_weights` with which a fresh adapter adds nothing and leaves the base weights alone."""
+
 
 class Teacher(ABC):
     """Yields the module that scores, with the teacher's weights in place, and puts everything back afterwards."""
@@ -52,7 +55,7 @@ class AdapterTeacher(Teacher):
 
 
 class FrozenCopyTeacher(Teacher):
-    """A second model with the weights that the policy had at the start."""
+    """Another model, with the weights that the policy had at the start."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -85,14 +88,22 @@ def make_teacher(kind: str, model: nn.Module, *, preloaded: bool, sharded: bool)
     return FrozenCopyTeacher(frozen_copy(model))
 
 
-def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> AdapterTeacher:
+def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
     """The `base` teacher of a PEFT policy.
 
     A fresh adapter is simply switched off. An adapter that came with the model belongs to the base: a frozen copy of it
-    is kept under `REFERENCE_ADAPTER`, shared with GRPO's own reference where `beta` made one.
+    is kept under `REFERENCE_ADAPTER`, shared with GRPO's own reference where `beta` made one. So is an adapter whose
+    initialisation changes the policy (PiSSA, LoftQ, random): switching it off does not give the start back.
 
     Raises `ValueError` when more than the adapter is trained, for then switching it off does not give the base back.
     """
+    if model.active_peft_config.is_prompt_learning:
+        if preloaded:
+            raise ValueError(
+                "teacher_model_kind='base' keeps no copy of a prompt or prefix that the model came with. Use "
+                "teacher_model_kind='live', or pass the base model and a peft_config."
+            )
+        return FrozenCopyTeacher(model.get_base_model())  # the trained part is outside it
     others = [n for n, p in model.named_parameters() if p.requires_grad and model.prefix not in n]
     if others:
         raise ValueError(
@@ -100,24 +111,32 @@ def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> AdapterTeacher
             "trained outside it. Drop `modules_to_save`, `bias` and trainable base weights from the PEFT config, or "
             "use teacher_model_kind='live'."
         )
-    if not preloaded:
+    active: Any = model.active_adapter
+    config = model.peft_config[active]
+    if not preloaded and getattr(config, "init_lora_weights", True) in _STARTS_AS_BASE:
         return AdapterTeacher(model, None)
     if REFERENCE_ADAPTER not in model.peft_config:
-        active: Any = model.active_adapter
-        model.add_adapter(REFERENCE_ADAPTER, model.peft_config[active])
-        for name, parameter in model.named_parameters():
-            if f".{active}." in name:
-                twin = model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}."))
-                twin.data.copy_(parameter.data)
+        twin_config = copy.copy(config)
+        if hasattr(config, "init_lora_weights"):
+            twin_config.init_lora_weights = True  # PiSSA and its kin would change the base weights once more
+        model.add_adapter(REFERENCE_ADAPTER, twin_config)
+    for name, parameter in adapter_parameters(model, active):
+        parts = [REFERENCE_ADAPTER if part == active else part for part in name.split(".")]
+        # With the precision too: TRL casts the adapters of a quantised model to bfloat16.
+        model.get_parameter(".".join(parts)).data = parameter.data.clone()
     freeze_adapter(model, REFERENCE_ADAPTER)
     return AdapterTeacher(model, REFERENCE_ADAPTER)
 
 
+def adapter_parameters(model: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of one adapter: `...lora_A.default.weight`, but `...lora_embedding_A.default`."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if adapter in name.split(".")]
+
+
 def freeze_adapter(model: PeftModel, adapter: str) -> None:
     """Make sure that no optimizer ever touches `adapter` (`set_adapter` makes the adapter it activates trainable)."""
-    for name, parameter in model.named_parameters():
-        if f".{adapter}." in name:
-            parameter.requires_grad_(False)
+    for _, parameter in adapter_parameters(model, adapter):
+        parameter.requires_grad_(False)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

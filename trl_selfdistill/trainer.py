@@ -29,9 +29,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.contexts import ContextBuilder, Rollout, completion_text, group_peers, resolve_context
-from trl_selfdistill.datachecks import check_column, first_row, gold_of
+from trl_selfdistill.datachecks import check_column, context_column, first_row, gold_of
 from trl_selfdistill.metrics import MetricLog
-from trl_selfdistill.scoring import TokenScorer, media_of
+from trl_selfdistill.ops import output_head
+from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of
 from trl_selfdistill.signals import TokenScores, exact_median
 from trl_selfdistill.teacher import LiveTeacher, Teacher, make_teacher, scoring_mode
 from trl_selfdistill.token_log import TokenLog
@@ -100,6 +101,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        with output_head(causal_lm(self.model)):
+            pass  # a head that cannot be read is refused now, not after the first rollouts
         self.context_builder = context_builder or resolve_context(args.context)
         self.collator = self._make_collator()
         self.teacher = make_teacher(
@@ -109,10 +112,11 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
         )
         self._correctness_index = self._find_correctness_reward()
-        self._gold_column: str | None = None
-        for dataset in (train_dataset, *_as_list(eval_dataset)):
+        self._gold_columns: list[str] = []  # training and evaluation may name theirs differently
+        # TRL makes a dataset of empty prompts where an environment has the data.
+        for dataset in (self.train_dataset, *_as_list(eval_dataset)):
             self._check_dataset(dataset, needs_column=context_builder is None)
-        self._rewarded: tuple[list[Any], list[Rollout]] | None = None
+        self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self._last_batch = (-1, 0)
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
@@ -154,7 +158,9 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             context_placement=placement,
             max_context_tokens=self.args.max_context_tokens,
             teacher_chat_template_kwargs=template_kwargs,
-            chat_template=self.chat_template,
+            # A processor's template need not be its tokenizer's.
+            chat_template=self.chat_template or (self.processing_class.chat_template if self._is_vlm else None),
+            content_blocks=self._is_vlm,
         )
 
     def _check_dataset(self, dataset: Dataset | IterableDataset | None, *, needs_column: bool) -> None:
@@ -164,17 +170,23 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         context = self.args.context
         needed_by = context if needs_column and context in ("gold", "peer_else_gold") else None
         column = check_column(dataset, self.args.privileged_context_column, needed_by=needed_by)
-        self._gold_column = column or self._gold_column
+        if column is not None and column not in self._gold_columns:
+            self._gold_columns.append(column)
         row = first_row(dataset)
         if row is not None:
             gold_of(row, column)
-            if "prompt" in row and not self._is_vlm:
-                self.collator([row["prompt"]], ["A context."], tools=[self.tools])
+            if "prompt" in row:
+                # The tokens of a prompt with images come from the processor. They stay as they are.
+                own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
+                self.collator([row["prompt"]], ["A context."], prompt_ids=own_ids, tools=[self.tools])
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self._gold_column is not None and self._gold_column not in self._signature_columns:
-            self._signature_columns.append(self._gold_column)
+        self._signature_columns += [name for name in self._gold_columns if name not in self._signature_columns]
+
+    def _gold_of(self, row: dict[str, Any]) -> str | None:
+        known = [name for name in row if name in self._gold_columns]
+        return gold_of(row, context_column(known, self.args.privileged_context_column))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -183,7 +195,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         finished = [bool(ids) and ids[-1] in ends for ids in completion_ids_list]
         texts = [completion_text(completion) for completion in completions]
         rollouts = self._make_rollouts(inputs, texts, finished, rewards[:, self._correctness_index])
-        self._rewarded = (prompts, rollouts)
+        own_texts = [completion_text(completion, tool_results=False) for completion in completions]
+        self._rewarded = (prompts, own_texts, rollouts)
         return rewards
 
     def _make_rollouts(
@@ -196,10 +209,9 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         size = self.num_generations if self.model.training else self.num_generations_eval
         peers = group_peers(all_texts, correct, size, self._batch_seed())
         first = self.accelerator.process_index * len(rows)
-        golds = [gold_of(row, self._gold_column) for row in rows]
         return [
-            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=gold, peers=peers[n])
-            for n, (row, gold) in enumerate(zip(rows, golds, strict=True), start=first)
+            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=self._gold_of(row), peers=peers[n])
+            for n, row in enumerate(rows, start=first)
         ]
 
     def _batch_seed(self) -> str:
@@ -212,10 +224,10 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
         assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
-        (prompts, rollouts), self._rewarded = self._rewarded, None
+        (prompts, own_texts, rollouts), self._rewarded = self._rewarded, None
         contexts = [self.context_builder(rollout) for rollout in rollouts]
         lesson = Lesson(rollouts, contexts, self._teacher_prompts(batch, prompts, contexts))
-        self.add_metrics(self.metric_log.rollouts(rollouts, contexts, lesson.prompts))
+        self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, contexts, lesson.prompts))
         return self.apply_teacher(batch, lesson)
 
     def _teacher_prompts(self, batch: dict[str, Any], prompts: list[Any], contexts: list[str | None]) -> BatchEncoding:
@@ -270,7 +282,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         args, training = self.args, self.model.training
         with weights.weights(self.model) as model, scoring_mode(model):
             out = self._get_per_token_logps_and_entropies(
-                model=TokenScorer(model, self.accelerator.unwrap_model(model), self.temperature),
+                model=TokenScorer(model, causal_lm(self.accelerator.unwrap_model(model)), self.temperature),
                 input_ids=torch.cat([prompt_ids[rows], completion_ids[rows]], dim=1),
                 attention_mask=torch.cat([prompt_mask[rows], completion_mask[rows]], dim=1),
                 logits_to_keep=completion_ids.size(1),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
 # Config entries of transformers' models by what they do to the logits. Gemma and others cap; Cohere, Muse and Falcon-H1
@@ -47,10 +48,11 @@ def output_head(model: Any) -> Iterator[Head]:
     module = model.get_output_embeddings()
     if module is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings: a causal LM with an LM head is needed.")
-    if type(module).__module__.partition(".")[0] == "peft":
+    # A head in `modules_to_save` is a whole copy: its `weight` is the copy's, or the original's while the adapter is off.
+    if type(module).__module__.partition(".")[0] == "peft" and not isinstance(module, ModulesToSaveWrapper):
         raise ValueError(
             "The LM head is adapted by PEFT, and reading its weight would leave the adapter out. Remove it from "
-            "target_modules and modules_to_save, or merge the adapter."
+            "target_modules and trainable_token_indices (modules_to_save can hold it), or merge the adapter."
         )
     if getattr(model.config.get_text_config(), "unpadded_vocab_size", None) is not None:
         raise ValueError("The model cuts its logits to unpadded_vocab_size, which the fused ops do not support.")
