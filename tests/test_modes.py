@@ -90,6 +90,27 @@ def assert_scored_by(batch: Any, *, student: Any = None, teacher: Any = None, at
         torch.testing.assert_close(batch.scores.teacher_logps[mask], expected[mask], atol=atol, rtol=0)
 
 
+def verify_scores(trainer: RLRTTrainer, *, start: Any = None, atol: float = 1e-4, media: Any = None) -> None:
+    """Compare both sides of every batch with a plain forward, at the time they are scored.
+
+    `start` is a model with the teacher's weights, the policy itself by default; `media(batch, ids)` gives the inputs
+    for images.
+    """
+    score = trainer.score_tokens
+
+    def scoring(batch, lesson):
+        scores = score(batch, lesson)
+        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
+        if scores.mask.any():
+            own, sees = batch["prompt_ids"], lesson.prompts["teacher_prompt_ids"]
+            inputs = media or (lambda batch, ids: {})
+            assert_scored_by(seen, student=trainer.model, atol=atol, **inputs(batch, own))
+            assert_scored_by(seen, teacher=start or trainer.model, atol=atol, **inputs(batch, sees))
+        return scores
+
+    trainer.score_tokens = scoring
+
+
 def train(trainer: RLRTTrainer) -> list[Any]:
     """Train; check every batch, that the policy moved, and that the teacher had a say. The batches."""
     before = state_of(trainer.model)
@@ -258,17 +279,8 @@ def test_the_base_teacher_stays_what_the_policy_was_at_the_start(policy, beta, m
 def test_the_live_teacher_of_a_preloaded_adapter_is_the_policy(model, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold", learning_rate=1e-2))
     trainer = build(RLRTTrainer, config, preloaded_adapter(model), tokenizer)
-    score, scored = trainer.score_tokens, []
-
-    def scoring(batch, lesson):
-        scores = score(batch, lesson)
-        scored.append(SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch))
-        assert_scored_by(scored[-1], student=trainer.model, teacher=trainer.model)
-        return scores
-
-    trainer.score_tokens = scoring
+    verify_scores(trainer)
     train(trainer)
-    assert len(scored) == 2
 
 
 @pytest.mark.parametrize("kind", ["live", "base"])
@@ -345,15 +357,7 @@ def test_peft(name, kind, model, tokenizer, tmp_path):
             build(RLRTTrainer, config, policy, tokenizer, peft_config=PEFT_CONFIGS[name])
         return
     trainer = build(RLRTTrainer, config, policy, tokenizer, peft_config=copy.deepcopy(PEFT_CONFIGS[name]))
-    score = trainer.score_tokens
-
-    def scoring(batch, lesson):
-        scores = score(batch, lesson)
-        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
-        assert_scored_by(seen, student=trainer.model, teacher=trainer.model if kind == "live" else start)
-        return scores
-
-    trainer.score_tokens = scoring
+    verify_scores(trainer, start=None if kind == "live" else start)
     train(trainer)
 
 
@@ -775,12 +779,8 @@ def test_tools(tool, placement, tool_user, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, **own))
     trainer = build(RLRTTrainer, config, model, tokenizer, tools=[tool], reward_funcs=right_answers)
     scripted(trainer, [call(tool.__name__), "4<|end|>", "3<|end|>", call("no_such_tool")], "3<|end|>")
-    before = state_of(model)
-    seen = watch(trainer)
-    trainer.train()
-    assert any(not torch.equal(before[name], weight) for name, weight in state_of(model).items())
-    for batch in seen:
-        check(batch)
+    verify_scores(trainer)
+    for batch in train(trainer):
         assert is_shaped(batch)
         for i, ids in enumerate(batch.completion_ids):
             result = ids[batch.tool_mask[i] == 0]
@@ -791,7 +791,6 @@ def test_tools(tool, placement, tool_user, tmp_path):
             # Its schemas stay in the teacher's prompt.
             assert f'"name": "{tool.__name__}"' in tokenizer.decode(batch.teacher["teacher_prompt_ids"][i])
         assert [rollout.correct for rollout in batch.rollouts] == [True, False, True, True] * 2
-        assert_scored_by(batch, student=None, teacher=None)
     # The tool says "wait", the model does not.
     assert all(entry["completions/epistemic_words"] == 0 for entry in step_logs(trainer))
 
@@ -974,21 +973,15 @@ def test_prompts_with_images(maker, case, tmp_path):
     peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2) if case == "lora" else None
     start = copy.deepcopy(model)
     trainer = build(RLRTTrainer, config, model, processor, train_dataset=pictures(pick), peft_config=peft)
-    score = trainer.score_tokens
 
-    def scoring(batch, lesson):
-        scores = score(batch, lesson)
-        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
-        media = {k: batch[k] for k in ("pixel_values", "image_grid_thw") if k in batch}
-        for name, scorer in (("student", trainer.model), ("teacher", start if case == "lora" else trainer.model)):
-            if "mm_token_type_ids" in batch:
-                ids = batch["prompt_ids"] if name == "student" else lesson.prompts["teacher_prompt_ids"]
-                ids = torch.cat([ids, batch["completion_ids"]], dim=1)
-                media["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
-            assert_scored_by(seen, **{name: scorer}, **media)
-        return scores
+    def media(batch, ids):
+        inputs = {key: batch[key] for key in ("pixel_values", "image_grid_thw") if key in batch}
+        if "mm_token_type_ids" in batch:
+            ids = torch.cat([ids, batch["completion_ids"]], dim=1)
+            inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
+        return inputs
 
-    trainer.score_tokens = scoring
+    verify_scores(trainer, start=start if case == "lora" else None, media=media)
     for batch in train(trainer):
         assert batch.pixel_values is not None
         for own, sees in zip(batch_ids(batch.prompt_ids, batch.prompt_mask), teacher_ids(batch), strict=True):

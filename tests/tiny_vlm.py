@@ -30,8 +30,9 @@ _TEXT = {
 }
 # Like most templates of vision-language models, it takes lists of content blocks only.
 _CHAT_TEMPLATE = (
-    "{{% for m in messages %}}{{{{ '<|' + m['role'] + '|>' }}}}{{% for block in m['content'] %}}"
-    "{{% if block['type'] == 'image' %}}{{{{ '{image}' }}}}{{% else %}}{{{{ block['text'] }}}}{{% endif %}}{{% endfor %}}"
+    "{{% for m in messages %}}{{{{ '<|' + m['role'] + '|>' }}}}"
+    "{{% for block in m['content'] %}}{{% if block['type'] == 'image' %}}{{{{ '{image}' }}}}"
+    "{{% else %}}{{{{ block['text'] }}}}{{% endif %}}{{% endfor %}}"
     "{{{{ '<|end|>' }}}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '<|assistant|>' }}}}{{% endif %}}"
 )
 
@@ -79,8 +80,15 @@ def tiny_llava() -> tuple[PreTrainedModel, ProcessorMixin]:
     return model, processor
 
 
-class _NoVideos:
-    """Stands in for the video processor, which needs torchvision."""
+class _TextAndImages(Qwen2VLProcessor):
+    """Without the video processor, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls):
+        return ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
 
 
 def tiny_qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -120,14 +128,3 @@ def tiny_qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     model = Qwen2VLForConditionalGeneration(config)
     model.generation_config.update(**_ends(tokenizer))
     return model, processor
-
-
-class _TextAndImages(Qwen2VLProcessor):
-    """Without the video processor, which needs torchvision."""
-
-    @classmethod
-    def get_attributes(cls):
-        return ["image_processor", "tokenizer"]
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)

@@ -48,7 +48,7 @@ def output_head(model: Any) -> Iterator[Head]:
     module = model.get_output_embeddings()
     if module is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings: a causal LM with an LM head is needed.")
-    # A head in `modules_to_save` is a whole copy: its `weight` is the copy's, or the original's while the adapter is off.
+    # A head in `modules_to_save` is a copy: its `weight` is the copy's, or the original's while the adapter is off.
     if type(module).__module__.partition(".")[0] == "peft" and not isinstance(module, ModulesToSaveWrapper):
         raise ValueError(
             "The LM head is adapted by PEFT, and reading its weight would leave the adapter out. Remove it from "
