@@ -156,10 +156,14 @@ GRPO_SETTINGS = [
     {"shuffle_dataset": False},
     {"log_completions": True},
     {"rlrt_strength": 1.0, "rlrt_clip": 0.2},
+    {
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": {"num_blocks": 64, "max_batch_tokens": 64},
+    },
 ]
 
 
-@pytest.mark.parametrize("overrides", GRPO_SETTINGS, ids=lambda o: "+".join(f"{k}={v}" for k, v in o.items()))
+@pytest.mark.parametrize("overrides", GRPO_SETTINGS, ids=lambda o: "+".join(f"{k}={v}" for k, v in o.items())[:60])
 def test_settings_of_grpo(overrides, model_dir, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold") | overrides)
     trainer = build(RLRTTrainer, config, str(model_dir), tokenizer)
@@ -373,12 +377,18 @@ def test_an_adapted_head_is_refused_at_construction(trained, model, tokenizer, t
         )
 
 
-@pytest.mark.parametrize("kind", ["live", "base"])
-def test_qlora(kind, tokenizer, tmp_path):
-    # bitsandbytes' CPU kernel wants widths that are multiples of 64.
+@pytest.fixture(scope="module")
+def quantizable_dir(tokenizer, tmp_path_factory):
+    """The young policy in the widths that the CPU kernel of bitsandbytes can do: multiples of 64."""
+    folder = tmp_path_factory.mktemp("quantizable")
     model = build_model(tokenizer, intermediate_size=256)
     supervised_steps(model, tokenizer, steps=40)
-    model.save_pretrained(tmp_path / "policy")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["live", "base"])
+def test_qlora(kind, quantizable_dir, tokenizer, tmp_path):
     config = RLRTConfig(
         **distill_settings(
             tmp_path, context="gold", teacher_model_kind=kind, gradient_checkpointing=True, learning_rate=1e-2
@@ -390,22 +400,16 @@ def test_qlora(kind, tokenizer, tmp_path):
         bnb_4bit_compute_dtype=torch.float32,
         bnb_4bit_use_double_quant=True,
     )
-    trainer = build(
-        RLRTTrainer,
-        config,
-        str(tmp_path / "policy"),
-        tokenizer,
-        quantization_config=nf4,
-        peft_config=LoraConfig(**LORA),
-    )
+    policy = str(quantizable_dir)
+    lora = LoraConfig(**LORA)
+    trainer = build(RLRTTrainer, config, policy, tokenizer, quantization_config=nf4, peft_config=lora)
     assert trainer.model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.uint8
     seen = train(trainer)
-    if kind == "live":
-        return
-    with trainer.model.disable_adapter():
-        for batch in seen:
-            # The CPU kernel of bitsandbytes rounds its scales to bfloat16 on first use.
-            assert_scored_by(batch, teacher=trainer.model, atol=1e-2)
+    if kind == "base":
+        with trainer.model.disable_adapter():
+            for batch in seen:
+                # The kernel rounds its scales to bfloat16 on first use.
+                assert_scored_by(batch, teacher=trainer.model, atol=1e-2)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -419,9 +423,18 @@ def renamed(dataset: Dataset) -> Dataset:
     return dataset.rename_column("solution", "privileged_context")
 
 
-@pytest.mark.parametrize("drop", [False, True])
-@pytest.mark.parametrize("column", ["solution", "privileged_context", "reference"])
-@pytest.mark.parametrize("form", ["stored", "streamed", "streamed with features"])
+@pytest.mark.parametrize(
+    ("form", "column", "drop"),
+    [
+        ("stored", "solution", True),
+        ("stored", "privileged_context", True),
+        ("stored", "reference", False),
+        ("streamed", "solution", True),
+        ("streamed", "reference", False),
+        ("streamed with features", "privileged_context", True),
+        ("streamed with features", "solution", False),
+    ],
+)
 def test_the_gold_column_reaches_the_teacher(form, column, drop, model, tokenizer, tmp_path):
     data = sums().rename_column("solution", column) if column != "solution" else sums()
     data = {"stored": data, "streamed": stream(data), "streamed with features": data.to_iterable_dataset()}[form]
@@ -448,8 +461,10 @@ def test_a_stream_without_its_gold_column_is_refused(model, tokenizer, tmp_path)
         build(RLRTTrainer, config, model, tokenizer, train_dataset=stream(sums().remove_columns("solution")))
 
 
-@pytest.mark.parametrize("generations", [None, 2, 1])
-@pytest.mark.parametrize("form", ["stored", "streamed", "several"])
+@pytest.mark.parametrize(
+    ("form", "generations"),
+    [("stored", None), ("stored", 1), ("streamed", 2), ("streamed", None), ("several", 2)],
+)
 def test_evaluation(form, generations, model, tokenizer, tmp_path):
     few = sums().select(range(4))
     data = {"stored": few, "streamed": stream(few), "several": {"a": few, "b": few.select(range(2))}}[form]
@@ -770,8 +785,7 @@ def right_answers(completions, **kwargs):
     return [float(completion[-1].get("content") == "3") for completion in completions]
 
 
-@pytest.mark.parametrize("placement", ["user", "system"])
-@pytest.mark.parametrize("tool", [add, add_later], ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize(("tool", "placement"), [(add, "user"), (add_later, "system")])
 def test_tools(tool, placement, tool_user, tmp_path):
     model, tokenizer = tool_user
     template = HINT_TEMPLATE if placement == "user" else "[{context}]"
