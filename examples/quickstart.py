@@ -51,7 +51,7 @@ def smollm2_task(args: argparse.Namespace) -> Task:
         held_out=problems.select(range(120, 168)),
         # An instruct checkpoint: the paper's range of the token weights is 0.5. The adapter is small and new: 5e-4.
         settings={
-            "max_steps": args.steps or 24,
+            "max_steps": args.steps or 20,
             "per_device_train_batch_size": 32,
             "num_generations": 8,
             "max_completion_length": 24,
@@ -111,7 +111,7 @@ def accuracy(task: Task, model: Any, *, samples: int = 4) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a policy of 0.4 million parameters, built on the spot")
-    parser.add_argument("--steps", type=int, help="training steps (default: 24, with --tiny 150)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 20, with --tiny 150)")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for all that is written")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -118,7 +118,7 @@ def test_gate_restored_from_json_goes_on_alike(entropies, warmup, cut):
     assert run(restored, entropies[cut:]) == run(gate, entropies[cut:])
 
 
-@pytest.mark.parametrize("bad", [{"warmup": 0}, {"close_ratio": 0.0}, {"close_ratio": 1.5}])
+@pytest.mark.parametrize("bad", [{"warmup": 0}, {"close_ratio": -0.1}, {"close_ratio": 1.5}])
 def test_gate_refuses_settings_that_mean_nothing(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         EntropyGate(**bad)

@@ -4,6 +4,7 @@ Only the prompt is built here. The teacher scores the very completion ids that t
 these prompts later and are never decoded and encoded again.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from trl_selfdistill.templates import (
     default_template,
     fill_template,
     text_of,
-    unused_marker,
+    unused_markers,
 )
 
 
@@ -36,8 +37,8 @@ class PrivilegedContextCollator:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the policy.
-        teacher_template: text with one `{context}` and at most one `{prompt}` (placement "user" only; without it the
-            template follows the prompt). `None` takes the default of the placement.
+        teacher_template: text with one `{context}`, at most one `{prompt}` (placement "user" only; without it the
+            template follows the prompt) and at most one `{feedback}`. `None` takes the default of the placement.
         context_placement: "user" or "system".
         max_context_tokens: longest context in tokens, `None` for no limit.
         teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
@@ -72,6 +73,7 @@ class PrivilegedContextCollator:
         prompts: Sequence[Prompt],
         contexts: Sequence[str | None],
         *,
+        feedback: Sequence[str | None] | None = None,
         prompt_ids: Sequence[list[int]] | None = None,
         tools: Sequence[list[Any] | None] | None = None,
     ) -> BatchEncoding:
@@ -80,6 +82,7 @@ class PrivilegedContextCollator:
         Args:
             prompts: plain texts or conversations, as the student got them.
             contexts: privileged text of each row, `None` for a row without a teacher.
+            feedback: how each rollout fared, for templates with `{feedback}`; encoded literally, never cut.
             prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
             tools: the tool schemas of each row.
 
@@ -96,7 +99,8 @@ class PrivilegedContextCollator:
         rows, lengths, truncated = [], [], []
         for i, (prompt, context) in enumerate(zip(prompts, contexts, strict=True)):
             own_ids = None if prompt_ids is None else prompt_ids[i]
-            ids, length, cut = self._row(prompt, context, own_ids, tools[i])
+            texts = {"{context}": context, "{feedback}": None if feedback is None else feedback[i]}
+            ids, length, cut = self._row(prompt, texts, own_ids, tools[i])
             rows.append(ids)
             lengths.append(length)
             truncated.append(cut)
@@ -112,57 +116,74 @@ class PrivilegedContextCollator:
         )
 
     def _row(
-        self, prompt: Prompt, context: str | None, own_ids: list[int] | None, tools: list[Any] | None
+        self, prompt: Prompt, texts: dict[str, str | None], own_ids: list[int] | None, tools: list[Any] | None
     ) -> tuple[list[int], int, bool]:
-        if context is None:
+        """(ids, length of the context, whether it was cut) of one row."""
+        if texts["{context}"] is None:
             return own_ids or self._student_ids(prompt, tools), 0, False
-        if not isinstance(context, str):
-            raise ValueError(
-                f"A privileged context must be a string or None, got {type(context).__name__}. "
-                "Convert it in the dataset, or in `context_builder`."
-            )
-        context_ids = encode_literally(self.tokenizer, context)
-        length = len(context_ids)
-        context_ids = cut_middle(self.tokenizer, context_ids, self.max_context_tokens)
+        literal = {name: self._encode_literally(name, text) for name, text in texts.items() if name in self._template}
+        context = literal["{context}"]
+        literal["{context}"] = cut_middle(self.tokenizer, context, self.max_context_tokens)
+        markers = unused_markers(self._template, self._template + str(prompt))
+        literal = {marker: literal[name] for name, marker in markers.items()}
         if self.context_placement == "user":
-            before, after = self._user_prompt(prompt, tools)
-            ids = [*before, *context_ids, *after]
+            ids = self._user_prompt(prompt, tools, markers, literal)
         else:
-            before, after = self._system_block(prompt)
-            ids = prepend(self.tokenizer, [*before, *context_ids, *after], own_ids or self._student_ids(prompt, tools))
-        return ids, length, len(context_ids) < length
+            block = self._system_block(prompt, markers, literal)
+            ids = prepend(self.tokenizer, block, own_ids or self._student_ids(prompt, tools))
+        return ids, len(context), len(literal[markers["{context}"]]) < len(context)
+
+    def _encode_literally(self, name: str, text: str | None) -> list[int]:
+        if not isinstance(text, str):
+            kind = "context" if name == "{context}" else "feedback"
+            raise ValueError(
+                f"A {kind} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
+                "function that makes it."
+            )
+        return encode_literally(self.tokenizer, text)
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
         if isinstance(prompt, str):
             return encode_plain(self.tokenizer, prompt)
         return encode(self.tokenizer, self._render(prompt, tools, add_generation_prompt=True))
 
-    def _user_prompt(self, prompt: Prompt, tools: list[Any] | None) -> tuple[list[int], list[int]]:
-        """The tokens before and after the context when it goes into the last user turn."""
-        marker = unused_marker(self._template + str(prompt))
+    def _user_prompt(
+        self, prompt: Prompt, tools: list[Any] | None, markers: dict[str, str], literal: dict[str, list[int]]
+    ) -> list[int]:
+        """The prompt with the template in its last user turn."""
         if isinstance(prompt, str):
-            before, after = fill_template(self._template, prompt, marker).split(marker)
-            return encode_plain(self.tokenizer, before), encode(self.tokenizer, after)
+            text = fill_template(self._template, prompt, markers)
+            return [*encode_plain(self.tokenizer, ""), *self._encode_pieces(text, literal)]
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(
                 f"context_placement='user' needs prompts that end with a user turn, but one ends with {last!r}. "
                 "Use context_placement='system', which leaves the prompt as it is."
             )
-        turn = fill_template(self._template, text_of(prompt[-1]["content"]), marker)
+        turn = fill_template(self._template, text_of(prompt[-1]["content"]), markers)
         messages = [*prompt[:-1], {**prompt[-1], "content": turn}]
-        return self._split_rendered(self._render(messages, tools, add_generation_prompt=True), marker)
+        return self._encode_pieces(self._render(messages, tools, add_generation_prompt=True), literal)
 
-    def _system_block(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """The tokens before and after the context in a block that stands before the prompt."""
-        marker = unused_marker(self._template)
-        block = fill_template(self._template, "", marker)
+    def _system_block(self, prompt: Prompt, markers: dict[str, str], literal: dict[str, list[int]]) -> list[int]:
+        """The block that stands before the prompt."""
+        block = fill_template(self._template, "", markers)
         if isinstance(prompt, str):
-            before, after = block.split(marker)
-            return encode(self.tokenizer, before), encode(self.tokenizer, after + "\n\n")
+            return self._encode_pieces(block + "\n\n", literal)
         content = [{"type": "text", "text": block}] if self.content_blocks else block
         messages = [{"role": "system", "content": content}]
-        return self._split_rendered(self._render(messages, None, add_generation_prompt=False), marker)
+        return self._encode_pieces(self._render(messages, None, add_generation_prompt=False), literal)
+
+    def _encode_pieces(self, text: str, literal: dict[str, list[int]]) -> list[int]:
+        """Ids of `text`, with the given ids in place of each marker."""
+        pieces = re.split("(" + "|".join(map(re.escape, literal)) + ")", text)
+        for marker in literal:
+            if pieces.count(marker) != 1:
+                raise ValueError(
+                    f"The chat template wrote the message with the context {pieces.count(marker)} times instead of "
+                    "once, so the context cannot be placed. Give a chat template that writes each message once."
+                )
+        encoded = [literal[p] if p in literal else encode(self.tokenizer, p) for p in pieces]
+        return [token for ids in encoded for token in ids]
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
         try:
@@ -180,12 +201,3 @@ class PrivilegedContextCollator:
                 f"The chat template cannot render a teacher prompt with the roles {roles}: {error}. Change "
                 "context_placement, or give a chat template that can."
             ) from error
-
-    def _split_rendered(self, rendered: str, marker: str) -> tuple[list[int], list[int]]:
-        parts = rendered.split(marker)
-        if len(parts) != 2:
-            raise ValueError(
-                f"The chat template wrote the message with the context {len(parts) - 1} times instead of once, so the "
-                "context cannot be placed. Give a chat template that writes each message once."
-            )
-        return encode(self.tokenizer, parts[0]), encode(self.tokenizer, parts[1])

@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from trl_selfdistill.contexts import resolve_context
 from trl_selfdistill.templates import check_template
 
-TEACHER_KINDS = ("live", "base")
+TEACHER_KINDS = ("live", "base", "ema")
 
 
 @dataclass
@@ -38,8 +38,14 @@ class SelfDistillConfig(GRPOConfig):
     > Parameters that control the teacher
 
         teacher_model_kind (`str`, *optional*, defaults to `"live"`):
-            `"live"` (the current policy) or `"base"` (the policy as it was at the start: adapter off under PEFT, a
-            frozen copy otherwise).
+            `"live"` (the current policy), `"base"` (the policy as it was at the start: adapter off under PEFT, a frozen
+            copy otherwise) or `"ema"` (an exponential moving average of the policy, which starts at the policy).
+        teacher_update_rate (`float`, *optional*, defaults to `0.05`):
+            Share of the policy in each update of the `"ema"` teacher, in [0, 1]. 1 copies the policy.
+        teacher_sync_steps (`int`, *optional*, defaults to `1`):
+            Optimiser steps between updates of the `"ema"` teacher.
+        teacher_ema_dtype (`str`, *optional*, defaults to `"float32"`):
+            Precision in which the `"ema"` teacher's weights are kept, `"float32"` or `"bfloat16"`.
 
     > Parameters that control correctness and logging
 
@@ -85,9 +91,20 @@ class SelfDistillConfig(GRPOConfig):
     teacher_model_kind: str = field(
         default="live",
         metadata={
-            "help": "Whose weights score: 'live' (the current policy) or 'base' (the policy at the start).",
+            "help": "Whose weights score: 'live' (the current policy), 'base' (the policy at the start) or 'ema'.",
             "choices": list(TEACHER_KINDS),
         },
+    )
+    teacher_update_rate: float = field(
+        default=0.05,
+        metadata={"help": "Share of the policy in each update of the 'ema' teacher, in [0, 1]. 1 copies the policy."},
+    )
+    teacher_sync_steps: int = field(
+        default=1, metadata={"help": "Optimiser steps between updates of the 'ema' teacher."}
+    )
+    teacher_ema_dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision of the 'ema' teacher's weights.", "choices": ["float32", "bfloat16"]},
     )
     correctness_reward: str | None = field(
         default=None,
@@ -104,6 +121,7 @@ class SelfDistillConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.set_defaults()
         self.check()
 
     def check(self) -> None:
@@ -117,17 +135,35 @@ class SelfDistillConfig(GRPOConfig):
             raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
         if self.teacher_model_kind not in TEACHER_KINDS:
             raise ValueError(f"teacher_model_kind={self.teacher_model_kind!r} must be one of {list(TEACHER_KINDS)}.")
+        in_range("teacher_update_rate", self.teacher_update_rate, 0.0, 1.0)
+        if self.teacher_sync_steps < 1:
+            raise ValueError(f"teacher_sync_steps={self.teacher_sync_steps} must be at least 1.")
+        if self.teacher_ema_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"teacher_ema_dtype={self.teacher_ema_dtype!r} must be 'float32' or 'bfloat16'.")
+
+    def set_defaults(self) -> None:
+        """Fill in fields whose default depends on other fields."""
 
     @classmethod
-    def from_grpo(cls, args: GRPOConfig) -> "SelfDistillConfig":
-        """This configuration with the values of a plain `GRPOConfig` and defaults elsewhere.
+    def for_trainer(cls, args: GRPOConfig | None, model: Any, trainer_name: str) -> "SelfDistillConfig":
+        """The configuration of a trainer that was given `args`: its own, a plain `GRPOConfig`, or nothing.
 
         A script that only changes the trainer's class keeps its `GRPOConfig`. It has been resolved already (batch
-        sizes, devices), so it is copied as it is instead of being built again.
+        sizes, devices), so it is copied as it is, with defaults in the fields of this package.
+
+        Raises `ValueError` for the configuration of another algorithm.
         """
+        if args is None:
+            model_name = model if isinstance(model, str) else model.config._name_or_path
+            return cls(f"{model_name.rstrip('/').split('/')[-1]}-{trainer_name}")
+        if isinstance(args, cls):
+            return args
+        if isinstance(args, SelfDistillConfig):
+            raise ValueError(f"{trainer_name} needs args of type {cls.__name__}, not {type(args).__name__}.")
         new = object.__new__(cls)
         # The fields of this package all have plain defaults, which dataclasses keep as class attributes.
         new.__dict__.update(args.__dict__)
+        new.set_defaults()
         new.check()
         return new
 

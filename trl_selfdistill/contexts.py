@@ -28,6 +28,7 @@ class Rollout:
 
 
 ContextBuilder = Callable[[Rollout], str | None]
+FEEDBACK_COLUMN = "feedback"
 
 
 def gold(rollout: Rollout) -> str | None:
@@ -48,24 +49,36 @@ def peer_else_gold(rollout: Rollout) -> str | None:
 BUILTIN: dict[str, ContextBuilder] = {"gold": gold, "peer": correct_peer, "peer_else_gold": peer_else_gold}
 
 
+def verdict(rollout: Rollout) -> str:
+    """How the rollout fared: the row's "feedback" where an environment or the dataset has one, else right or wrong."""
+    feedback = rollout.row.get(FEEDBACK_COLUMN)
+    if isinstance(feedback, str):
+        return feedback
+    return "The answer is correct." if rollout.correct else "The answer is incorrect."
+
+
 def resolve_context(name: str) -> ContextBuilder:
     """The builder called `name`: "gold", "peer", "peer_else_gold", or the dotted path of a function.
 
     Raises `ValueError` when nothing callable is found under that name.
     """
-    if name in BUILTIN:
-        return BUILTIN[name]
+    return BUILTIN[name] if name in BUILTIN else resolve_function(name, field="context")
+
+
+def resolve_function(name: str, *, field: str) -> ContextBuilder:
+    """The function with the dotted path `name`. Raises `ValueError` naming the configuration's `field`."""
     module, _, attribute = name.rpartition(".")
     try:
-        builder: Any = getattr(importlib.import_module(module), attribute)
+        function: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
+        builtin = f"one of {sorted(BUILTIN)} or " if field == "context" else ""
         raise ValueError(
-            f"context={name!r} is neither one of {sorted(BUILTIN)} nor the dotted path of an importable function "
-            f"({error}). Pass `context_builder=` to the trainer to use a function that is not importable."
+            f"{field}={name!r} is not {builtin}the dotted path of an importable function ({error}). Put the function "
+            "into a module that Python finds; a context may also be passed to the trainer as `context_builder`."
         ) from error
-    if callable(builder):
-        return builder  # pyright: ignore[reportReturnType]
-    raise ValueError(f"context={name!r} names a {type(builder).__name__}, not a function Rollout -> str | None.")
+    if callable(function):
+        return function  # pyright: ignore[reportReturnType]
+    raise ValueError(f"{field}={name!r} names a {type(function).__name__}, not a function Rollout -> str | None.")
 
 
 def group_peers(

@@ -1,4 +1,4 @@
-"""What can be known of a dataset before training starts."""
+"""What can be known of datasets and rewards before training starts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,17 +45,56 @@ def check_column(dataset: Dataset | IterableDataset, column: str, *, needed_by: 
     return found
 
 
-def gold_of(row: Mapping[str, Any], column: str | None) -> str | None:
-    """The gold solution of a row. Raises `ValueError` when it is neither text nor `None`."""
-    value = None if column is None else row.get(column)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(
-            f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
-            "Convert it to text, or set privileged_context_column to another column."
-        )
-    return value
+class GoldColumns:
+    """Where the gold solution stands. Training and evaluation sets may name its column differently.
+
+    Args:
+        column: the configured name.
+        needed_by: the value of `context` that cannot do without it, `None` when it is optional.
+    """
+
+    def __init__(self, column: str, needed_by: str | None) -> None:
+        self._column = column
+        self._needed_by = needed_by
+        self.names: list[str] = []
+
+    def add(self, dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
+        """Check a dataset; its first row. Raises `ValueError` as `check_column` and `of` do."""
+        found = check_column(dataset, self._column, needed_by=self._needed_by)
+        if found is not None and found not in self.names:
+            self.names.append(found)
+        row = first_row(dataset)
+        if row is not None:
+            self.of(row)
+        return row
+
+    def of(self, row: Mapping[str, Any]) -> str | None:
+        """The gold solution of a row. Raises `ValueError` when it is neither text nor `None`."""
+        column = context_column([name for name in row if name in self.names], self._column)
+        value = None if column is None else row[column]
+        if value is not None and not isinstance(value, str):
+            raise ValueError(
+                f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
+                "Convert it to text, or set privileged_context_column to another column."
+            )
+        return value
 
 
 def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
     """The first row, `None` of an empty dataset. A stream is opened anew for it and not consumed."""
     return next(iter(dataset), None)
+
+
+def reward_index(names: list[str], wanted: str | None) -> int:
+    """The place of the reward that tells correctness: the one called `wanted`, by default the first.
+
+    Raises `ValueError` when there is no such reward.
+    """
+    if wanted is None:
+        return 0
+    if wanted not in names:
+        raise ValueError(
+            f"correctness_reward={wanted!r} is not among the reward functions {names}. Name the one whose value tells "
+            "whether a rollout is correct."
+        )
+    return names.index(wanted)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -74,6 +76,15 @@ class TokenScorer:
         return SimpleNamespace(
             log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
         )
+
+
+def rows_to_score(accelerator: Accelerator, batch: dict[str, Any], has_context: Tensor) -> list[int]:
+    """Rows with a teacher, filled up so that all processes run the same number of forwards, as FSDP and ZeRO-3 need."""
+    if media_of(batch):
+        return list(range(len(has_context)))  # images are not indexed by row
+    rows = has_context.nonzero().flatten().tolist()
+    counts: Any = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device))
+    return rows + [0] * (int(counts.max()) - len(rows))
 
 
 _MEDIA_KEYS = (

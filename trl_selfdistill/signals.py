@@ -82,8 +82,8 @@ class EntropyGate:
     def __post_init__(self) -> None:
         if self.warmup < 1:
             raise ValueError(f"EntropyGate: warmup is {self.warmup}; at least 1 batch is needed to measure H_warm.")
-        if not 0.0 < self.close_ratio <= 1.0:
-            raise ValueError(f"EntropyGate: close_ratio is {self.close_ratio}; it must be in (0, 1].")
+        if not 0.0 <= self.close_ratio <= 1.0:
+            raise ValueError(f"EntropyGate: close_ratio is {self.close_ratio}; it must be in [0, 1].")
         object.__setattr__(self, "history", tuple(self.history))  # JSON has no tuples
 
     @property

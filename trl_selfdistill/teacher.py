@@ -65,29 +65,6 @@ class FrozenCopyTeacher(Teacher):
         yield self.model
 
 
-def make_teacher(kind: str, model: nn.Module, *, preloaded: bool, sharded: bool) -> Teacher:
-    """The teacher called `kind` for a policy that is not wrapped yet.
-
-    Args:
-        kind: "live" or "base".
-        model: the policy.
-        preloaded: whether the policy came with an adapter of its own.
-        sharded: whether FSDP or DeepSpeed will split the policy's weights.
-
-    Raises `ValueError` where the kind cannot be right.
-    """
-    if kind == "live":
-        return LiveTeacher()
-    if isinstance(model, PeftModel):
-        return base_adapter_teacher(model, preloaded=preloaded)
-    if sharded:
-        raise ValueError(
-            "teacher_model_kind='base' without PEFT keeps a second copy of the model, which FSDP and DeepSpeed would "
-            "not shard. Use teacher_model_kind='live', or train an adapter (peft_config), whose base is free."
-        )
-    return FrozenCopyTeacher(frozen_copy(model))
-
-
 def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
     """The `base` teacher of a PEFT policy.
 

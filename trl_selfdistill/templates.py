@@ -13,7 +13,7 @@ SYSTEM_TEMPLATE = (
     "Here is a correct solution of the problem that follows, from another attempt:\n\n{context}\n\n"
     "With this in mind, solve the problem from the beginning, in your own words."
 )
-_PLACEHOLDER = re.compile(r"(\{prompt\}|\{context\})")
+_PLACEHOLDER = re.compile(r"(\{prompt\}|\{context\}|\{feedback\})")
 
 
 def default_template(placement: str) -> str:
@@ -27,8 +27,9 @@ def check_template(template: str, placement: str) -> None:
         raise ValueError(
             f"teacher_template must contain '{{context}}' exactly once (the privileged text goes there): {template!r}."
         )
-    if template.count("{prompt}") > 1:
-        raise ValueError(f"teacher_template may contain '{{prompt}}' once at most, got {template!r}.")
+    for name in ("{prompt}", "{feedback}"):
+        if template.count(name) > 1:
+            raise ValueError(f"teacher_template may contain {name!r} once at most, got {template!r}.")
     if placement == "system" and "{prompt}" in template:
         raise ValueError(
             "teacher_template contains '{prompt}', but context_placement='system' leaves the prompt as it is and only "
@@ -36,20 +37,28 @@ def check_template(template: str, placement: str) -> None:
         )
 
 
-def fill_template(template: str, prompt: str, marker: str) -> str:
-    """The template with the prompt's text and a marker for the context. Not `str.format`: texts may hold braces."""
+def fill_template(template: str, prompt: str, markers: dict[str, str]) -> str:
+    """The template with the prompt's text, and with markers for the texts that are encoded apart from the rest.
+
+    Not `str.format`: the texts may hold braces.
+    """
     pieces = _PLACEHOLDER.split(template)
     if "{prompt}" not in pieces and prompt:
         pieces = [prompt, "\n\n", *pieces]
-    return "".join({"{prompt}": prompt, "{context}": marker}.get(piece, piece) for piece in pieces)
+    values = {"{prompt}": prompt, **markers}
+    return "".join(values.get(piece, piece) for piece in pieces)
 
 
-def unused_marker(text: str) -> str:
-    """A word that does not occur in `text`, to find the context's place again after the chat template has run."""
+def unused_markers(template: str, text: str) -> dict[str, str]:
+    """For `{context}` and `{feedback}`, where the template has them, a word that does not occur in `text`.
+
+    It finds the place again after the chat template has run.
+    """
     number = 0
-    while (marker := f"privileged-context-{number}-goes-here") in text:
+    while f"privileged-text-{number}-" in text:
         number += 1
-    return marker
+    names = [name for name in ("context", "feedback") if f"{{{name}}}" in template]
+    return {f"{{{name}}}": f"privileged-text-{number}-{name}" for name in names}
 
 
 def text_of(content: str | list[dict[str, Any]]) -> str:

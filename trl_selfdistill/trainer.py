@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import (
@@ -24,17 +24,27 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_selfdistill.checkpoint import last_complete_checkpoint, read_state, write_state
 from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.contexts import ContextBuilder, Rollout, completion_text, group_peers, resolve_context
-from trl_selfdistill.datachecks import check_column, context_column, first_row, gold_of
+from trl_selfdistill.contexts import (
+    ContextBuilder,
+    Rollout,
+    completion_text,
+    group_peers,
+    resolve_context,
+    verdict,
+)
+from trl_selfdistill.datachecks import GoldColumns, reward_index
+from trl_selfdistill.ema import EMACallback, EMATeacher, make_teacher
 from trl_selfdistill.metrics import MetricLog
 from trl_selfdistill.ops import output_head
-from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of
+from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of, rows_to_score
 from trl_selfdistill.signals import TokenScores, exact_median
-from trl_selfdistill.teacher import LiveTeacher, Teacher, make_teacher, scoring_mode
+from trl_selfdistill.teacher import LiveTeacher, Teacher, scoring_mode
 from trl_selfdistill.token_log import TokenLog
 
 
@@ -83,7 +93,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         environment_factory: Any = None,
         context_builder: ContextBuilder | None = None,
     ) -> None:
-        args = self._own_config(model, args)
+        args = self.config_class.for_trainer(args, model, self._name)
+        reward_funcs = self.rewards_for(reward_funcs, args)
         preloaded = isinstance(model, PeftModel)
         super().__init__(
             model=model,
@@ -105,43 +116,30 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             pass  # a head that cannot be read is refused now, not after the first rollouts
         self.context_builder = context_builder or resolve_context(args.context)
         self.collator = self._make_collator()
-        self.teacher = make_teacher(
-            args.teacher_model_kind,
-            self.model,
-            preloaded=preloaded,
-            sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-        )
-        self._correctness_index = self._find_correctness_reward()
-        self._gold_columns: list[str] = []  # training and evaluation may name theirs differently
+        self.teacher = make_teacher(args, self.model, preloaded=preloaded, sharding=self._sharding())
+        self._correctness_index = reward_index(self.reward_func_names, args.correctness_reward)
+        uses_gold = context_builder is None and args.context in ("gold", "peer_else_gold")
+        self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
         # TRL makes a dataset of empty prompts where an environment has the data.
         for dataset in (self.train_dataset, *_as_list(eval_dataset)):
-            self._check_dataset(dataset, needs_column=context_builder is None)
+            if dataset is not None and (row := self._gold.add(dataset)) is not None:
+                self._probe(row)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self._last_batch = (-1, 0)
+        self.feedback: ContextBuilder = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
+        if isinstance(self.teacher, EMATeacher):
+            self.add_callback(EMACallback(self.teacher))
+        self.set_up()
 
-    @classmethod
-    def _own_config(cls, model: Any, args: GRPOConfig | None) -> SelfDistillConfig:
-        if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return cls.config_class(f"{name.rstrip('/').split('/')[-1]}-{cls._name}")
-        if isinstance(args, cls.config_class):
-            return args
-        if isinstance(args, SelfDistillConfig):
-            raise ValueError(f"{cls.__name__} needs an {cls.config_class.__name__}, not a {type(args).__name__}.")
-        return cls.config_class.from_grpo(args)
+    def set_up(self) -> None:
+        """Called at the end of construction, for what an algorithm keeps."""
 
-    def _find_correctness_reward(self) -> int:
-        name = self.args.correctness_reward
-        if name is None:
-            return 0
-        if name not in self.reward_func_names:
-            raise ValueError(
-                f"correctness_reward={name!r} is not among the reward functions {self.reward_func_names}. Name the one "
-                "whose value tells whether a rollout is correct."
-            )
-        return self.reward_func_names.index(name)
+    @staticmethod
+    def rewards_for(reward_funcs: Any, args: Any) -> Any:
+        """The reward functions to train with, given the user's. TRL refuses to go without."""
+        return reward_funcs
 
     def _make_collator(self) -> PrivilegedContextCollator:
         placement: Any = self.args.context_placement
@@ -163,30 +161,24 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             content_blocks=self._is_vlm,
         )
 
-    def _check_dataset(self, dataset: Dataset | IterableDataset | None, *, needs_column: bool) -> None:
-        """Find the gold column, and put a context into the first prompt to see that it can be placed."""
-        if dataset is None:
-            return
-        context = self.args.context
-        needed_by = context if needs_column and context in ("gold", "peer_else_gold") else None
-        column = check_column(dataset, self.args.privileged_context_column, needed_by=needed_by)
-        if column is not None and column not in self._gold_columns:
-            self._gold_columns.append(column)
-        row = first_row(dataset)
-        if row is not None:
-            gold_of(row, column)
-            if "prompt" in row:
-                # The tokens of a prompt with images come from the processor. They stay as they are.
-                own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
-                self.collator([row["prompt"]], ["A context."], prompt_ids=own_ids, tools=[self.tools])
+    def _sharding(self) -> str | None:
+        """How the policy's weights will be split: "ZeRO-2", "ZeRO-3", "FSDP1", "FSDP2" or not at all."""
+        if self.is_deepspeed_enabled:
+            return f"ZeRO-{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        return f"FSDP{self.accelerator.state.fsdp_plugin.fsdp_version}" if self.is_fsdp_enabled else None
+
+    def _probe(self, row: dict[str, Any]) -> None:
+        """Put a context into a prompt, to see before training that it can be placed."""
+        if "prompt" in row:
+            # The tokens of a prompt with images come from the processor. They stay as they are.
+            own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
+            self.collator(
+                [row["prompt"]], ["A context."], feedback=["Feedback."], prompt_ids=own_ids, tools=[self.tools]
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self._gold_columns if name not in self._signature_columns]
-
-    def _gold_of(self, row: dict[str, Any]) -> str | None:
-        known = [name for name in row if name in self._gold_columns]
-        return gold_of(row, context_column(known, self.args.privileged_context_column))
+        self._signature_columns += [name for name in self._gold.names if name not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -210,7 +202,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         peers = group_peers(all_texts, correct, size, self._batch_seed())
         first = self.accelerator.process_index * len(rows)
         return [
-            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=self._gold_of(row), peers=peers[n])
+            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=self._gold.of(row), peers=peers[n])
             for n, row in enumerate(rows, start=first)
         ]
 
@@ -226,18 +218,22 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
         (prompts, own_texts, rollouts), self._rewarded = self._rewarded, None
         contexts = [self.context_builder(rollout) for rollout in rollouts]
-        lesson = Lesson(rollouts, contexts, self._teacher_prompts(batch, prompts, contexts))
+        feedback = [self.feedback(rollout) for rollout in rollouts]
+        lesson = Lesson(rollouts, contexts, self._teacher_prompts(batch, prompts, contexts, feedback))
         self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, contexts, lesson.prompts))
         return self.apply_teacher(batch, lesson)
 
-    def _teacher_prompts(self, batch: dict[str, Any], prompts: list[Any], contexts: list[str | None]) -> BatchEncoding:
+    def _teacher_prompts(
+        self, batch: dict[str, Any], prompts: list[Any], contexts: list[str | None], feedback: list[str | None]
+    ) -> BatchEncoding:
         ids_and_masks = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
         own_ids = [ids[mask.bool()].tolist() for ids, mask in ids_and_masks]
         if self.environment_factories is None:
             tools = [self.tools] * len(contexts)
         else:
             tools = [self._env_tools[name] for name in self._batch_environments]
-        return self.collator(prompts, contexts, prompt_ids=own_ids, tools=tools).to(batch["prompt_ids"].device)
+        encoded = self.collator(prompts, contexts, feedback=feedback, prompt_ids=own_ids, tools=tools)
+        return encoded.to(batch["prompt_ids"].device)
 
     @abstractmethod
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
@@ -246,7 +242,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def score_tokens(self, batch: dict[str, Any], lesson: Lesson) -> TokenScores:
         """Log-probabilities and entropies of the sampled tokens on both sides, in one precision, without gradient."""
         teacher = lesson.prompts
-        rows = self._rows_to_score(batch, teacher["has_context"])
+        rows = rows_to_score(self.accelerator, batch, teacher["has_context"])
         student = self._logps(LiveTeacher(), batch, batch["prompt_ids"], batch["prompt_mask"], rows)
         scored = self._logps(self.teacher, batch, teacher["teacher_prompt_ids"], teacher["teacher_prompt_mask"], rows)
         valid = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -261,14 +257,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             median_entropy=exact_median(self.metric_log.all_tokens(scored[1][mask])),
             training=self.model.training,
         )
-
-    def _rows_to_score(self, batch: dict[str, Any], has_context: Bool[Tensor, " B"]) -> list[int]:
-        """Rows with a teacher, filled up so that all processes run the same number of forwards (FSDP, ZeRO-3)."""
-        if media_of(batch):
-            return list(range(len(has_context)))  # images are not indexed by row
-        rows = has_context.nonzero().flatten().tolist()
-        counts: Any = self.accelerator.gather(torch.tensor([len(rows)], device=self.accelerator.device))
-        return rows + [0] * (int(counts.max()) - len(rows))
 
     def _logps(
         self, weights: Teacher, batch: dict[str, Any], prompt_ids: Tensor, prompt_mask: Tensor, rows: list[int]
@@ -293,6 +281,17 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         logps[rows], entropies[rows] = out[0], out[1]
         return logps, entropies
 
+    def _compute_loss(self, model, inputs):
+        return self.batch_loss(model, inputs)
+
+    def policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """GRPO's own loss of a micro-batch, divided for gradient accumulation and data parallelism."""
+        return super()._compute_loss(model, inputs)
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch, divided likewise. GRPO's, unless an algorithm has one of its own."""
+        return self.policy_loss(model, inputs)
+
     def add_metrics(self, values: dict[str, float]) -> None:
         """Log `values` with the current step, averaged over the batches until TRL's next log line."""
         mode = "train" if self.model.training else "eval"
@@ -304,6 +303,36 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         if self.args.log_token_signals:
             folder = Path(self.args.output_dir or ".") / "token_signals"
             self.token_log.write(folder, self.state.global_step, main_process=self.accelerator.is_main_process)
+
+    def state_values(self) -> dict[str, Any]:
+        """What an algorithm must remember between processes, as JSON values."""
+        return {}
+
+    def load_state_values(self, values: dict[str, Any]) -> None:
+        """Take back what `state_values` gave."""
+
+    def _save_checkpoint(self, model, trial):
+        tensors = self.teacher.state() if isinstance(self.teacher, EMATeacher) else {}  # gathered by all processes
+        if self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_state(Path(self._get_output_dir(trial=trial), name), self._name, self.state_values(), tensors)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        has_tensors = isinstance(self.teacher, EMATeacher)
+        if checkpoint is None or not (has_tensors or self.state_values()):
+            return
+        values, tensors = read_state(Path(checkpoint), self._name, tensors=has_tensors)
+        self.load_state_values(values)
+        if isinstance(self.teacher, EMATeacher):
+            self.teacher.load_state(tensors)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(Path(self.args.output_dir or "."))
+            resume_from_checkpoint = True if found is None else str(found)  # True: let transformers complain
+        return super().train(resume_from_checkpoint, **kwargs)
 
 
 def _as_list(dataset: Any) -> list[Any]:

@@ -1,0 +1,187 @@
+"""AntiSD, anti-self-distillation (https://huggingface.co/papers/2605.11609).
+
+Ascend the divergence from a teacher with privileged context: the tokens that it takes for granted lose, and the
+deliberation that it no longer needs gains, by a bounded amount and only while the teacher's entropy holds.
+"""
+
+import textwrap
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from trl_selfdistill.config import SelfDistillConfig, in_range
+from trl_selfdistill.contexts import resolve_function
+from trl_selfdistill.signals import EntropyGate, TokenScores, masked_fill_nan, phi
+from trl_selfdistill.token_signal import TokenSignalTrainer
+
+
+def antisd_advantages(
+    advantages: Float[Tensor, " B"], log_ratio: Float[Tensor, "B T"], *, strength: float
+) -> Float[Tensor, "B T"]:
+    """A_t = A - strength * phi(u_t), phi(u) = (softplus(u) - log 2) / 2. AntiSD, Eq. 6 and Algorithm 1.
+
+    In expectation over the vocabulary, -phi(u) grad log pi_S is the gradient of JSD(student, teacher).
+    https://huggingface.co/papers/2605.11609.
+
+    Args:
+        advantages: group-normalised advantage A of each rollout; the term stays where A = 0.
+        log_ratio: u_t = t_t - s_t in nats (`signals.log_ratio`).
+        strength: lambda, at least 0; 0 is GRPO.
+
+    Returns token advantages, detached. A token's bonus is at most strength * log(2) / 2; its penalty is not bounded.
+    """
+    return advantages.detach().unsqueeze(1) - strength * phi(log_ratio.detach())
+
+
+def toward_advantages(
+    advantages: Float[Tensor, " B"], log_ratio: Float[Tensor, "B T"], *, strength: float
+) -> Float[Tensor, "B T"]:
+    """A_t = A + strength * u_t: the policy-gradient form of self-distillation, AntiSD's baseline (Eq. 2)."""
+    return advantages.detach().unsqueeze(1) + strength * log_ratio.detach()
+
+
+@dataclass
+class AntiSDConfig(SelfDistillConfig):
+    r"""
+    Configuration of the [`AntiSDTrainer`]: everything of [`SelfDistillConfig`], and what follows.
+
+    Parameters:
+        context (`str`, *optional*, defaults to `"peer_else_gold"`):
+            The paper shows the teacher a correct rollout of the group, and the dataset's solution where there is none.
+        antisd_strength (`float`, *optional*, defaults to `0.5`):
+            λ_max, the strength while the gate is open. 0 is GRPO.
+        antisd_warmup (`int`, *optional*, defaults to `5`):
+            Generation batches that only measure the teacher's entropy, with λ = 0.
+        antisd_close_ratio (`float`, *optional*, defaults to `0.93`):
+            The gate closes when the teacher's median entropy falls below this share of the warm-up's, in [0, 1]. 0
+            never closes it.
+        antisd_direction (`str`, *optional*, defaults to `"away"`):
+            `"toward"` is the baseline: A + λ u, without warm-up and gate.
+        antisd_feedback (`str`, *optional*):
+            Dotted path of a function `Rollout -> str | None` that says how the rollout fared ("passes 7 of 12 tests").
+            `None`: the row's `feedback` column where there is one, else whether the rollout was correct.
+    """
+
+    context: str = field(
+        default="peer_else_gold",
+        metadata={"help": "What the teacher sees: 'peer_else_gold', 'peer', 'gold' or the dotted path of a function."},
+    )
+    antisd_strength: float = field(
+        default=0.5, metadata={"help": "Lambda while the gate is open, at least 0. 0 is GRPO. Paper: 0.5."}
+    )
+    antisd_warmup: int = field(
+        default=5, metadata={"help": "Generation batches that only measure the teacher's entropy. Paper: 5."}
+    )
+    antisd_close_ratio: float = field(
+        default=0.93,
+        metadata={"help": "The gate closes below this share of the warm-up's entropy; 0 never closes it. Paper: 0.93."},
+    )
+    antisd_direction: str = field(
+        default="away",
+        metadata={"help": "'away', or 'toward' for the self-distillation baseline.", "choices": ["away", "toward"]},
+    )
+    antisd_feedback: str | None = field(
+        default=None,
+        metadata={"help": "Dotted path of a function Rollout -> str: how the rollout fared. None: column or verdict."},
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.antisd_strength < 0:
+            raise ValueError(
+                f"antisd_strength={self.antisd_strength} must not be negative. antisd_direction='toward' turns it."
+            )
+        if self.antisd_warmup < 1:
+            raise ValueError(f"antisd_warmup={self.antisd_warmup}: at least 1 batch is needed to measure the entropy.")
+        in_range("antisd_close_ratio", self.antisd_close_ratio, 0.0, 1.0)
+        if self.antisd_direction not in ("away", "toward"):
+            raise ValueError(f"antisd_direction={self.antisd_direction!r} must be 'away' or 'toward'.")
+        if self.antisd_feedback is not None:
+            resolve_function(self.antisd_feedback, field="antisd_feedback")
+
+
+@final
+class AntiSDTrainer(TokenSignalTrainer):
+    """GRPO with AntiSD's token advantages and its entropy gate.
+
+    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function `Rollout -> str | None` that
+    takes the place of `args.context`. `args` is an [`AntiSDConfig`]; a plain [`~trl.GRPOConfig`] gets its defaults.
+
+    Differs: a rollout is never its own context (the paper does not say); the gate opens right after the warm-up, whose
+    entropies are joined by their median (likewise); rows with neither peer nor solution have no term.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+    from trl_selfdistill import AntiSDTrainer
+
+    trainer = AntiSDTrainer(
+        model="Qwen/Qwen3-4B-Instruct-2507",
+        reward_funcs=accuracy_reward,
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    config_class = AntiSDConfig
+    args: AntiSDConfig
+
+    _tag_names = ["trl", "trl-selfdistill", "antisd"]
+    _name = "AntiSD"
+    _paper = {
+        "title": "Anti-Self-Distillation",
+        "id": "2605.11609",
+        "citation": textwrap.dedent("""\
+            @article{antisd2026,
+                title  = {{Anti-Self-Distillation}},
+                year   = 2026,
+                eprint = {arXiv:2605.11609},
+            }"""),
+    }
+    templates = {
+        "user": (
+            "{prompt}\n\nAn attempt at this problem:\n\n{context}\n\nHow your answer was assessed: {feedback}\n\n"
+            "Solve the problem step by step."
+        ),
+        "system": (
+            "An attempt at the problem that follows:\n\n{context}\n\nHow your answer was assessed: {feedback}\n\n"
+            "Solve the problem step by step."
+        ),
+    }
+
+    def set_up(self) -> None:
+        self.gate = EntropyGate(warmup=self.args.antisd_warmup, close_ratio=self.args.antisd_close_ratio)
+        if self.args.antisd_feedback is not None:
+            self.feedback = resolve_function(self.args.antisd_feedback, field="antisd_feedback")
+
+    def state_values(self) -> dict[str, Any]:
+        return {"gate": asdict(self.gate)}
+
+    def load_state_values(self, values: dict[str, Any]) -> None:
+        gate = EntropyGate(**values["gate"])
+        self.gate = replace(gate, warmup=self.gate.warmup, close_ratio=self.gate.close_ratio)
+
+    def token_advantages(
+        self, advantages: Float[Tensor, " B"], scores: TokenScores
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
+        if self.args.antisd_direction == "toward":
+            shaped = toward_advantages(advantages, scores.log_ratio, strength=self.args.antisd_strength)
+            return shaped, {}
+        if scores.training:
+            self.gate = self.gate.step(scores.median_entropy)
+        strength = self.args.antisd_strength if self.gate.active else 0.0
+        self.add_metrics(
+            {
+                "antisd/gate": float(self.gate.active),
+                "antisd/strength": strength,
+                "antisd/entropy": scores.median_entropy,
+                "antisd/warm_entropy": float("nan") if self.gate.warm_entropy is None else self.gate.warm_entropy,
+            }
+        )
+        shaped = antisd_advantages(advantages, scores.log_ratio, strength=strength)
+        return shaped, {"antisd/phi": masked_fill_nan(phi(scores.log_ratio), scores.mask)}

@@ -1,0 +1,115 @@
+"""The kind of algorithm that replaces the loss by a divergence between student and teacher."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trl_selfdistill.ops import DivergenceOutput, Head, output_head
+from trl_selfdistill.scoring import causal_lm, inside_forward, media_of
+from trl_selfdistill.signals import TokenScores
+from trl_selfdistill.teacher import scoring_mode
+from trl_selfdistill.trainer import Lesson, SelfDistillTrainer
+
+
+class DivergenceTrainer(SelfDistillTrainer):
+    """Base of OPSD. Abstract: one method to write.
+
+    The teacher is asked when the loss is computed, with its weights of that moment, and not when the rollouts are made.
+    """
+
+    @abstractmethod
+    def token_divergence(
+        self,
+        student_hidden: Float[Tensor, "N H"],
+        teacher_hidden: Float[Tensor, "N H"],
+        student_head: Head,
+        teacher_head: Head,
+        *,
+        targets: Int[Tensor, " N"],
+        token_weights: Float[Tensor, " N"],
+    ) -> DivergenceOutput:
+        """The divergence of N completion tokens; its `loss` is the sum weighted by `token_weights`."""
+
+    def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
+        batch["teacher_prompt_ids"] = lesson.prompts["teacher_prompt_ids"]
+        batch["teacher_prompt_mask"] = lesson.prompts["teacher_prompt_mask"]
+        batch["has_context"] = lesson.prompts["has_context"]
+        # The token mean is taken over all that one optimiser step sees. Scalars are neither shuffled nor split.
+        batch["taught_tokens"] = self.accelerator.reduce(taught(batch).sum(), reduction="sum")
+        if self.args.log_token_signals:
+            scores = self.score_tokens(batch, lesson)
+            ids, mask = batch["completion_ids"], batch["completion_mask"]
+            self.token_log.keep(lesson.rollouts, lesson.contexts, scores, ids, mask, torch.zeros_like(mask).float())
+        return batch
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        output = self.divergence(model, inputs)
+        self.add_metrics(self.metric_log.means(self.divergence_metrics(output)))
+        self.add_metrics(self.metric_log.tokens(self._as_scores(output, inputs), inputs["completion_ids"]))
+        return output.loss
+
+    def divergence(self, model: Any, inputs: dict[str, Any]) -> DivergenceOutput:
+        """Both hidden passes and the op, in one forward of the wrapped model, so that its hooks gather the weights."""
+        return inside_forward(model, self.accelerator.unwrap_model(model), self._divergence, batch=inputs)
+
+    def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
+        """Values by token whose means are logged."""
+        return {"self_distill/divergence": output.divergence}
+
+    def _divergence(self, *, batch: dict[str, Any], **_: Any) -> DivergenceOutput:
+        policy = self.accelerator.unwrap_model(self.model)
+        mask = taught(batch)
+        with self.teacher.weights(policy) as teacher, scoring_mode(teacher):
+            teacher_model = causal_lm(teacher)
+            prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
+            teacher_hidden = self._hidden(teacher_model, *prompt, batch)[mask]
+        student_model = causal_lm(policy)
+        student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
+        weights = torch.full((len(student_hidden),), 1.0, device=mask.device) / self._normaliser(batch)
+        with output_head(student_model) as head, output_head(teacher_model) as teacher_head:
+            return self.token_divergence(
+                student_hidden,
+                teacher_hidden,
+                head,
+                teacher_head,
+                targets=batch["completion_ids"][mask],
+                token_weights=weights,
+            )
+
+    def _hidden(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Hidden states (B, T, H) from which the completion tokens are predicted."""
+        ids = torch.cat([prompt_ids, batch["completion_ids"]], dim=1)
+        media = {k: v for k, v in media_of(batch, width=ids.size(1)).items() if not k.startswith("num_")}
+        attention_mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
+        with self.accelerator.autocast():
+            out = model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **media)
+        return out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
+
+    def _normaliser(self, batch: dict[str, Any]) -> Tensor:
+        """Taught tokens of one optimiser step and one process; gradients are averaged over processes later."""
+        tokens = batch["taught_tokens"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:  # evaluation neither splits nor accumulates
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return tokens
+
+    def _as_scores(self, output: DivergenceOutput, batch: dict[str, Any]) -> TokenScores:
+        mask = taught(batch)
+        empty = torch.zeros(mask.shape, device=mask.device)
+        names = ("student_logps", "teacher_logps", "student_entropy", "teacher_entropy")
+        spread = {name: empty.masked_scatter(mask, getattr(output, name).float()) for name in names}
+        return TokenScores(
+            **spread,
+            mask=mask,
+            correct=torch.zeros(len(mask), dtype=torch.bool, device=mask.device),
+            median_entropy=float("nan"),
+            training=self.model.training,
+        )
+
+
+def taught(batch: dict[str, Any]) -> Tensor:
+    """(B, T) bool: completion tokens that the model wrote, in rows with a teacher."""
+    valid = batch["completion_mask"] * batch.get("tool_mask", 1)
+    return valid.bool() & batch["has_context"].unsqueeze(1)

@@ -1,0 +1,227 @@
+"""OPSD, on-policy self-distillation (https://huggingface.co/papers/2601.18734).
+
+Pull the student toward itself with the solution at hand, token by token over the whole vocabulary, on its own rollouts.
+No reward, and one rollout a prompt.
+"""
+
+import textwrap
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trl_selfdistill.config import TEACHER_KINDS, SelfDistillConfig, in_range
+from trl_selfdistill.divergence import DivergenceTrainer
+from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence
+
+
+class _One(int):
+    """The number 1, where GRPO asks `num_generations < 2`: it compares rollouts, a divergence does not."""
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+
+@dataclass
+class OPSDConfig(SelfDistillConfig):
+    r"""
+    Configuration of the [`OPSDTrainer`]: everything of [`SelfDistillConfig`], and what follows.
+
+    Parameters:
+        num_generations (`int`, *optional*, defaults to `1`):
+            Rollouts a prompt. OPSD compares none, so one is enough.
+        context (`str`, *optional*, defaults to `"gold"`):
+            The paper shows the teacher the dataset's solution.
+        teacher_model_kind (`str`, *optional*, defaults to `"base"`):
+            The paper's teacher is the policy as it was at the start.
+        opsd_beta (`float`, *optional*, defaults to `0.0`):
+            0 is KL(teacher ‖ student), the paper's; 1 is KL(student ‖ teacher); between them the generalised
+            Jensen-Shannon divergence.
+        opsd_entry_clip (`float`, *optional*):
+            τ in nats, upper bound of each vocabulary entry of the divergence, before the sum. The published code uses
+            0.05. `None`: no clip.
+        opsd_token_clip (`float`, *optional*, defaults to `0.05`):
+            Upper bound in nats of a token's divergence; above it the token keeps its direction and loses weight.
+            `None`: no clip.
+        opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` of at least 2.
+
+    The student's `chat_template_kwargs` are `{"enable_thinking": False}` and the teacher's `{"enable_thinking": True}`
+    where they are not given, as in the paper. Templates that know no thinking ignore them.
+    """
+
+    num_generations: int = field(
+        default=1, metadata={"help": "Rollouts a prompt. OPSD compares none, so one is enough."}
+    )
+    teacher_model_kind: str = field(
+        default="base",
+        metadata={
+            "help": "Whose weights score: 'base' (the policy at the start), 'live' or 'ema'.",
+            "choices": list(TEACHER_KINDS),
+        },
+    )
+    opsd_beta: float = field(
+        default=0.0, metadata={"help": "0: KL(teacher||student), the paper's; 1: KL(student||teacher); between: JSD."}
+    )
+    opsd_entry_clip: float | None = field(
+        default=None, metadata={"help": "Upper bound in nats of each vocabulary entry. Published: 0.05. None: no clip."}
+    )
+    opsd_token_clip: float | None = field(
+        default=0.05, metadata={"help": "Upper bound in nats of a token's divergence, direction kept. None: no clip."}
+    )
+    opsd_policy_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of GRPO's loss beside the divergence. Needs rewards and num_generations>1."},
+    )
+
+    def __post_init__(self) -> None:
+        single = self.num_generations == 1
+        if single:
+            self.num_generations = _One(1)
+        super().__post_init__()
+        if single:
+            self.num_generations = 1
+
+    def set_defaults(self) -> None:
+        if self.chat_template_kwargs is None:
+            self.chat_template_kwargs = {"enable_thinking": False}
+        if self.teacher_chat_template_kwargs is None:
+            self.teacher_chat_template_kwargs = {"enable_thinking": True}
+
+    def check(self) -> None:
+        super().check()
+        in_range("opsd_beta", self.opsd_beta, 0.0, 1.0)
+        for name in ("opsd_entry_clip", "opsd_token_clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be positive, or None for no clip.")
+        if self.opsd_policy_weight < 0:
+            raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
+        if self.opsd_policy_weight > 0 and self.num_generations < 2:
+            raise ValueError(
+                "opsd_policy_weight > 0 adds GRPO's loss, which compares the rollouts of a prompt: set num_generations "
+                "to at least 2."
+            )
+
+
+def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Zero. OPSD needs no reward, and TRL does not go without."""
+    return [0.0] * len(completions)
+
+
+@final
+class OPSDTrainer(DivergenceTrainer):
+    """On-policy self-distillation toward a teacher that knows the solution.
+
+    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`. `reward_funcs` may be left out; given, they
+    are logged, and used with `opsd_policy_weight > 0`. The dataset has a `prompt` and a `privileged_context` (or
+    `solution`) column.
+
+    Differs: the token mean is over the global batch of an optimiser step, where the released code takes it per
+    micro-batch; the default clip is per token (`opsd_token_clip`), because the published one per vocabulary entry
+    removes the entries that carry the signal when the teacher knows much more than the student.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from trl_selfdistill import OPSDConfig, OPSDTrainer
+
+    trainer = OPSDTrainer(
+        model="Qwen/Qwen3-1.7B",
+        args=OPSDConfig(privileged_context_column="solution", learning_rate=5e-6, max_completion_length=1024),
+        train_dataset=load_dataset("siyanzhao/Openthoughts_math_30k_opsd", split="train"),
+        peft_config=LoraConfig(r=64, lora_alpha=128, target_modules="all-linear"),
+    )
+    trainer.train()
+    ```
+    """
+
+    config_class = OPSDConfig
+    args: OPSDConfig
+
+    _tag_names = ["trl", "trl-selfdistill", "opsd"]
+    _name = "OPSD"
+    _paper = {
+        "title": "Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models",
+        "id": "2601.18734",
+        "citation": textwrap.dedent("""\
+            @article{zhao2026selfdistilled,
+                title  = {{Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models}},
+                author = {Siyan Zhao and others},
+                year   = 2026,
+                eprint = {arXiv:2601.18734},
+            }"""),
+    }
+    templates = {
+        "user": (
+            "{prompt}\n\nHere is a reference solution to this problem:\n\n{context}\n\n"
+            "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in "
+            "your own words, step by step, and arrive at the same final answer."
+        ),
+        "system": (
+            "Here is a reference solution to the problem that follows:\n\n{context}\n\n"
+            "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in "
+            "your own words, step by step, and arrive at the same final answer."
+        ),
+    }
+
+    @staticmethod
+    def rewards_for(reward_funcs: Any, args: OPSDConfig) -> Any:
+        if reward_funcs is not None and reward_funcs != []:
+            return reward_funcs
+        if args.opsd_policy_weight > 0:
+            raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, which needs reward_funcs.")
+        return no_reward
+
+    def token_divergence(
+        self,
+        student_hidden: Float[Tensor, "N H"],
+        teacher_hidden: Float[Tensor, "N H"],
+        student_head: Head,
+        teacher_head: Head,
+        *,
+        targets: Int[Tensor, " N"],
+        token_weights: Float[Tensor, " N"],
+    ) -> DivergenceOutput:
+        return linear_divergence(
+            student_hidden,
+            teacher_hidden,
+            student_head.weight,
+            bias=student_head.bias,
+            beta=self.args.opsd_beta,
+            entry_clip=self.args.opsd_entry_clip,
+            token_clip=self.args.opsd_token_clip,
+            temperature=self.temperature,
+            logit_scale=student_head.logit_scale,
+            softcap=student_head.softcap,
+            token_weights=token_weights,
+            targets=targets,
+        )
+
+    def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
+        clip = self.args.opsd_token_clip
+        metrics = {"opsd/divergence": output.divergence}
+        if self.args.opsd_entry_clip is not None:
+            metrics["opsd/clipped_entry_mass"] = output.clipped_fraction
+        if clip is not None:
+            metrics["opsd/clipped_tokens"] = (output.divergence > clip).float()
+        return metrics
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super().batch_loss(model, inputs)
+        if self.args.opsd_policy_weight > 0:
+            loss = loss + self.args.opsd_policy_weight * self.policy_loss(model, inputs)
+        return loss
+
+    def add_metrics(self, values: dict[str, float]) -> None:
+        if values.get("opsd/clipped_entry_mass", 0.0) > 0.5:
+            warnings.warn(
+                f"opsd_entry_clip={self.args.opsd_entry_clip} cuts entries that hold more than half of the teacher's "
+                "probability mass. What is left of the gradient may point away from the teacher: use opsd_token_clip.",
+                stacklevel=2,
+            )
+        super().add_metrics(values)
