@@ -1,6 +1,8 @@
 """What several test files need. Fixtures are in conftest.py."""
 
+import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -85,6 +87,30 @@ class Result:
     log: list[dict[str, float]]
     batches: list[dict[str, Any]]
     """Each with its rows in global order."""
+    state: dict[str, Any]
+    shadow: dict[str, torch.Tensor]
+
+
+def start_trainer(job_file: Path) -> multiprocessing.process.BaseProcess:
+    """Start `scripts/run_trainer.py` in a new process, forked from a server that has the imports done."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["run_trainer"])
+    process = context.Process(target=run_trainer_main, args=(str(job_file),))
+    process.start()
+    return process
+
+
+def run_trainer_main(job_file: str) -> None:
+    torch.set_num_threads(1)
+    log = Path(job_file).with_suffix(".out").open("w")
+    os.dup2(log.fileno(), sys.stdout.fileno())
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    importlib.import_module("run_trainer").main(job_file)
+
+
+def wait(process: multiprocessing.process.BaseProcess) -> None:
+    process.join(timeout=300)
+    assert process.exitcode == 0, f"the training process ended with {process.exitcode}; its output is beside its job"
 
 
 def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any], **job: Any) -> Result:
@@ -93,10 +119,19 @@ def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any],
     processes = job.get("processes", 1)
     job = {"trainer": trainer, "model": str(model), "config": config, "out": str(out), **job}
     (out / "job.json").write_text(json.dumps(job))
-    run_script(str(ROOT / "tests/scripts/run_trainer.py"), str(out / "job.json"), processes=processes)
+    if processes == 1:
+        wait(start_trainer(out / "job.json"))
+    else:
+        run_script(str(ROOT / "tests/scripts/run_trainer.py"), str(out / "job.json"), processes=processes)
     parts = [json.loads((out / f"batches-{rank}.json").read_text()) for rank in range(processes)]
     batches = [{"rows": [row for part in same for row in part["rows"]]} for same in zip(*parts, strict=True)]
-    return Result(load_file(out / "weights.safetensors"), json.loads((out / "log.json").read_text()), batches)
+    return Result(
+        weights=load_file(out / "weights.safetensors"),
+        log=json.loads((out / "log.json").read_text()),
+        batches=batches,
+        state=json.loads((out / "state.json").read_text()),
+        shadow=load_file(out / "shadow.safetensors") if (out / "shadow.safetensors").exists() else {},
+    )
 
 
 def record_scores(trainer: Any) -> list[Any]:
@@ -125,7 +160,9 @@ __all__ = [
     "run_script",
     "run_trainer",
     "settings",
+    "start_trainer",
     "state_of",
     "step_logs",
     "sums",
+    "wait",
 ]

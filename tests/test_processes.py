@@ -40,21 +40,85 @@ def test_two_processes_choose_the_same_peers_and_advantages_as_one(lora, model_d
         assert [e[name] for e in one.log] == pytest.approx([e[name] for e in two.log], abs=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_four_steps_are_two_steps_a_save_a_new_process_and_two_steps(lora, model_dir, tmp_path):
-    def run(name: str, **kwargs):
-        config = distill_settings(
-            tmp_path / name, max_steps=4, lr_scheduler_type="constant", save_strategy="steps", save_steps=2
-        )
-        return run_trainer(
-            tmp_path / f"out-{name}", trainer="RLRTTrainer", model=model_dir, config=config, lora=lora, **kwargs
-        )
+TRAINERS = {
+    "RLRTTrainer": {},
+    "AntiSDTrainer": {"antisd_warmup": 2, "context": "gold"},
+    "OPSDTrainer": {"num_generations": 2},
+}
+
+
+def resume_settings(folder, trainer, **overrides):
+    return distill_settings(
+        folder,
+        **{
+            "max_steps": 6,
+            "lr_scheduler_type": "constant",
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "teacher_update_rate": 0.3,
+            **TRAINERS[trainer],
+            **overrides,
+        },
+    )
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["live", "base", "ema"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer, kind, lora, model_dir, tmp_path):
+    def run(name: str, **job):
+        config = resume_settings(tmp_path / name, trainer, teacher_model_kind=kind)
+        return run_trainer(tmp_path / f"out-{name}", trainer=trainer, model=model_dir, config=config, lora=lora, **job)
 
     whole = run("whole")
-    resumed = run("resumed", resume=str(tmp_path / "whole/checkpoint-2"))
-    assert len(whole.batches) == 4
-    assert len(resumed.batches) == 2
-    assert whole.batches[2:] == resumed.batches
+    resumed = run("resumed", resume=str(tmp_path / "whole/checkpoint-3"))
+    assert len(whole.batches) == 6
+    assert whole.batches[3:] == resumed.batches
     assert_same_state(whole.weights, resumed.weights)
-    assert whole.log[2:] == resumed.log[-2:]
+    assert whole.log[3:] == resumed.log[-3:]
+    assert whole.state == resumed.state
+    assert_same_state(whole.shadow, resumed.shadow)
+    assert bool(whole.shadow) == (kind == "ema")
+    if trainer == "AntiSDTrainer":
+        assert whole.state["values"]["gate"]["steps"] == 6
+        assert whole.log[-1]["antisd/strength"] in (0.0, 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, tmp_path):
+    # Scripted rollouts: sampled ones differ with the number of processes, which have a seed each.
+    def run(name: str, processes: int, **job):
+        config = resume_settings(
+            tmp_path / name,
+            trainer,
+            teacher_model_kind="ema",
+            per_device_train_batch_size=8 // processes,
+            optim="sgd",
+            learning_rate=0.1,
+        )
+        return run_trainer(
+            tmp_path / f"out-{name}",
+            trainer=trainer,
+            model=model_dir,
+            config=config,
+            processes=processes,
+            scripted=True,
+            lora=True,
+            **job,
+        )
+
+    one = run("one", 1)
+    two = run("two", 2)
+    there = run("there", 2, resume=str(tmp_path / "one/checkpoint-3"))
+    back = run("back", 1, resume=str(tmp_path / "two/checkpoint-3"))
+    for other in (two, there, back):
+        for name in one.weights:
+            torch.testing.assert_close(one.weights[name], other.weights[name], atol=1e-6, rtol=0)
+        for name in one.shadow:
+            torch.testing.assert_close(one.shadow[name], other.shadow[name], atol=1e-6, rtol=0)
+        assert one.log[-1]["loss"] == pytest.approx(other.log[-1]["loss"], abs=1e-6)
+        if trainer == "AntiSDTrainer":
+            mine, theirs = one.state["values"]["gate"], other.state["values"]["gate"]
+            assert mine.pop("history") == pytest.approx(theirs.pop("history"), abs=1e-6)
+            assert mine == theirs

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_selfdistill
 from trl_selfdistill.contexts import resolve_context
+from trl_selfdistill.ema import EMATeacher
 
 
 def scripted_rollouts(prompts: list, trainer: Any) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def main(job_file: str) -> None:
 
     trainer = trainer_class(
         model,
-        lenient_reward,
+        None if job["trainer"] == "OPSDTrainer" else lenient_reward,
         config,
         sums(),
         processing_class=tokenizer,
@@ -95,6 +96,10 @@ def main(job_file: str) -> None:
         }
         save_file(weights, out / "weights.safetensors")
         (out / "log.json").write_text(json.dumps(step_logs(trainer)))
+        state = {"values": trainer.state_values()}
+        (out / "state.json").write_text(json.dumps(state))
+        if isinstance(trainer.teacher, EMATeacher):
+            save_file(trainer.teacher.state(), out / "shadow.safetensors")
 
 
 if __name__ == "__main__":
