@@ -46,7 +46,7 @@ def value_of(logs: dict[str, Any], key: str) -> float | None:
     if key != "rlrt/clipped":
         return logs.get(key)
     shares = [logs.get(f"rlrt/clipped_{side}") for side in ("low", "high")]
-    return None if None in shares else sum(shares)
+    return None if shares[0] is None or shares[1] is None else shares[0] + shares[1]
 
 
 def _number(value: float | None) -> str:

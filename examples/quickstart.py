@@ -90,7 +90,8 @@ def accuracy(task: Task, model: Any, *, samples: int = 4) -> float:
     """Mean reward on the held-out problems, `samples` completions each, at temperature 1 as in training."""
     model.eval()
     completions: list[Any] = []
-    for row in task.held_out:
+    rows: list[Any] = task.held_out.to_list()
+    for row in rows:
         ids = task.tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(model.device)
@@ -104,7 +105,7 @@ def accuracy(task: Task, model: Any, *, samples: int = 4) -> float:
         )
         texts = task.tokenizer.batch_decode(out[:, ids["input_ids"].size(1) :], skip_special_tokens=True)
         completions += [[{"role": "assistant", "content": text}] for text in texts]
-    answers = [row["solution"] for row in task.held_out for _ in range(samples)]
+    answers = [row["solution"] for row in rows for _ in range(samples)]
     return sum(task.reward(completions=completions, solution=answers)) / len(answers)
 
 

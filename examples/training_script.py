@@ -28,7 +28,8 @@ def load_reward(name: str) -> Any:
 
 def run(trainer_class: Any, config_class: type[SelfDistillConfig]) -> None:
     """Parse the command line (and `--config recipe.yaml`), train, save, and push where asked to."""
-    parser = TrlParser((RewardArguments, config_class, ModelConfig))
+    types: Any = (RewardArguments, config_class, ModelConfig)
+    parser = TrlParser(types)
     script_args, training_args, model_args = parser.parse_args_and_config()
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

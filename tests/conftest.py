@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from filelock import FileLock
 from jaxtyping import jaxtyped
-from tiny_policy import build_tokenizer, tiny_policy
+from tiny_policy import tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_selfdistill import rlrt
+from trl_selfdistill import antisd, rlrt, signals
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# The formulas' shape annotations are checked at run time, in tests only. pytest's jaxtyping hook does it for whole
-# modules (see pyproject.toml); it cannot be used on the algorithms' modules, because it would check the fields of
-# TrainingArguments too, which take an int for a float.
-for module, names in {rlrt: ("rlrt_weights", "rlrt_advantages")}.items():
+# The shape annotations are checked at run time, in tests only. pytest's jaxtyping hook does it for the ops (see
+# pyproject.toml). It cannot do it for the algorithms' modules, where it would check all fields of TrainingArguments.
+FORMULAS = {
+    signals: ("log_ratio", "masked_fill_nan", "summary", "exact_median"),
+    rlrt: ("rlrt_weights", "rlrt_advantages"),
+    antisd: ("antisd_advantages", "toward_advantages"),
+}
+for module, names in FORMULAS.items():
     for name in names:
-        setattr(module, name, jaxtyped(typechecker=beartype)(getattr(module, name)))
+        checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+        setattr(module, name, jaxtyped(typechecker=checker)(getattr(module, name)))
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_files_and_functions_stay_short(path):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body  # TRL's 15 parameters are no complexity
             start = body[0].lineno if body else node.lineno
-            assert (node.end_lineno or 0) - start < 40, f"{node.name} is longer than 40 lines"
+            assert (node.end_lineno or 0) - start <= 40, f"{node.name} is longer than 40 lines"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -135,9 +135,8 @@ class PrivilegedContextCollator:
 
     def _encode_literally(self, name: str, text: str | None) -> list[int]:
         if not isinstance(text, str):
-            kind = "context" if name == "{context}" else "feedback"
             raise ValueError(
-                f"A {kind} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
+                f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
                 "function that makes it."
             )
         return encode_literally(self.tokenizer, text)

@@ -154,7 +154,7 @@ class SelfDistillConfig(GRPOConfig):
         Raises `ValueError` for the configuration of another algorithm.
         """
         if args is None:
-            model_name = model if isinstance(model, str) else model.config._name_or_path
+            model_name = model if isinstance(model, str) else model.config.name_or_path
             return cls(f"{model_name.rstrip('/').split('/')[-1]}-{trainer_name}")
         if isinstance(args, cls):
             return args

@@ -4,10 +4,9 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from trl_selfdistill.ops import DivergenceOutput, Head, output_head
+from trl_selfdistill.ops import DivergenceOutput, linear_divergence, output_head
 from trl_selfdistill.scoring import causal_lm, inside_forward, media_of
 from trl_selfdistill.signals import TokenScores
 from trl_selfdistill.teacher import scoring_mode
@@ -21,17 +20,8 @@ class DivergenceTrainer(SelfDistillTrainer):
     """
 
     @abstractmethod
-    def token_divergence(
-        self,
-        student_hidden: Float[Tensor, "N H"],
-        teacher_hidden: Float[Tensor, "N H"],
-        student_head: Head,
-        teacher_head: Head,
-        *,
-        targets: Int[Tensor, " N"],
-        token_weights: Float[Tensor, " N"],
-    ) -> DivergenceOutput:
-        """The divergence of N completion tokens; its `loss` is the sum weighted by `token_weights`."""
+    def divergence_settings(self) -> dict[str, Any]:
+        """`beta`, `entry_clip` and `token_clip` of `linear_divergence`."""
 
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         batch["teacher_prompt_ids"] = lesson.prompts["teacher_prompt_ids"]
@@ -66,17 +56,24 @@ class DivergenceTrainer(SelfDistillTrainer):
             teacher_model = causal_lm(teacher)
             prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
             teacher_hidden = self._hidden(teacher_model, *prompt, batch)[mask]
+            teacher_head = self.teacher.own_head(teacher_model)
         student_model = causal_lm(policy)
         student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
         weights = torch.full((len(student_hidden),), 1.0, device=mask.device) / self._normaliser(batch)
-        with output_head(student_model) as head, output_head(teacher_model) as teacher_head:
-            return self.token_divergence(
+        with output_head(student_model) as head:
+            return linear_divergence(
                 student_hidden,
                 teacher_hidden,
-                head,
-                teacher_head,
-                targets=batch["completion_ids"][mask],
+                head.weight,
+                bias=head.bias,
+                temperature=self.temperature,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
                 token_weights=weights,
+                targets=batch["completion_ids"][mask],
+                teacher_weight=None if teacher_head is None else teacher_head.weight,
+                teacher_bias=None if teacher_head is None else teacher_head.bias,
+                **self.divergence_settings(),
             )
 
     def _hidden(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any]) -> Tensor:

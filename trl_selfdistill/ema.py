@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
-from trl_selfdistill.teacher import FrozenCopyTeacher, LiveTeacher, Teacher, base_adapter_teacher, frozen_copy
+from trl_selfdistill.ops import Head, output_head
+from trl_selfdistill.teacher import Teacher
 
 
 class EMATeacher(Teacher):
@@ -42,8 +44,16 @@ class EMATeacher(Teacher):
             yield policy
         finally:
             self._write(parameters, own)
-            if isinstance(policy, torch.distributed.fsdp.FSDPModule):
+            if isinstance(policy, FSDPModule):
                 policy.reshard()  # the root may have kept its gathered weights, which are the teacher's
+
+    def own_head(self, model: Any) -> Head | None:
+        with output_head(model) as head:
+            if not model.get_output_embeddings().weight.requires_grad:
+                return None
+            # A copy: the policy's own weights are written back before the head is used.
+            bias = None if head.bias is None else head.bias.detach().clone()
+            return replace(head, weight=head.weight.detach().clone(), bias=bias)
 
     @torch.no_grad()
     def update(self, policy: nn.Module) -> None:
@@ -93,38 +103,6 @@ class EMACallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self._teacher.sync_steps == 0:
             self._teacher.update(model)
-
-
-def make_teacher(args: Any, policy: nn.Module, *, preloaded: bool, sharding: str | None) -> Teacher:
-    """The teacher that a `SelfDistillConfig` asks for, made before the policy is wrapped.
-
-    Args:
-        args: the configuration.
-        policy: the model.
-        preloaded: whether the policy came with an adapter of its own.
-        sharding: "ZeRO-2", "ZeRO-3", "FSDP1" or "FSDP2" where the policy's weights will be split.
-
-    Raises `ValueError` where the kind cannot be right.
-    """
-    kind = args.teacher_model_kind
-    if kind == "live":
-        return LiveTeacher()
-    if kind == "ema":
-        if sharding in ("ZeRO-3", "FSDP1"):
-            raise ValueError(
-                f"teacher_model_kind='ema' is not supported under {sharding}, which hides the parameters that the "
-                "average needs. Use FSDP2, ZeRO-2 or DDP, or teacher_model_kind='live'."
-            )
-        dtype = torch.float32 if args.teacher_ema_dtype == "float32" else torch.bfloat16
-        return EMATeacher(policy, rate=args.teacher_update_rate, sync_steps=args.teacher_sync_steps, dtype=dtype)
-    if isinstance(policy, PeftModel):
-        return base_adapter_teacher(policy, preloaded=preloaded)
-    if sharding is not None:
-        raise ValueError(
-            f"teacher_model_kind='base' without PEFT keeps a second copy of the model, which {sharding} would not "
-            "shard. Use teacher_model_kind='live', or train an adapter (peft_config), whose base is free."
-        )
-    return FrozenCopyTeacher(frozen_copy(policy))
 
 
 def _like(tensor: Tensor, example: Tensor) -> Tensor:

@@ -9,12 +9,16 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from trl_selfdistill.config import TEACHER_KINDS, SelfDistillConfig, in_range
 from trl_selfdistill.divergence import DivergenceTrainer
-from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence
+from trl_selfdistill.ops import DivergenceOutput
+
+_INSTRUCTION = (
+    "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in your own "
+    "words, step by step, and arrive at the same final answer."
+)
 
 
 class _One(int):
@@ -46,7 +50,7 @@ class OPSDConfig(SelfDistillConfig):
             Upper bound in nats of a token's divergence; above it the token keeps its direction and loses weight.
             `None`: no clip.
         opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` of at least 2.
+            Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` > 1.
 
     The student's `chat_template_kwargs` are `{"enable_thinking": False}` and the teacher's `{"enable_thinking": True}`
     where they are not given, as in the paper. Templates that know no thinking ignore them.
@@ -157,16 +161,8 @@ class OPSDTrainer(DivergenceTrainer):
             }"""),
     }
     templates = {
-        "user": (
-            "{prompt}\n\nHere is a reference solution to this problem:\n\n{context}\n\n"
-            "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in "
-            "your own words, step by step, and arrive at the same final answer."
-        ),
-        "system": (
-            "Here is a reference solution to the problem that follows:\n\n{context}\n\n"
-            "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in "
-            "your own words, step by step, and arrive at the same final answer."
-        ),
+        "user": f"{{prompt}}\n\nHere is a reference solution to this problem:\n\n{{context}}\n\n{_INSTRUCTION}",
+        "system": f"Here is a reference solution to the problem that follows:\n\n{{context}}\n\n{_INSTRUCTION}",
     }
 
     @staticmethod
@@ -177,30 +173,9 @@ class OPSDTrainer(DivergenceTrainer):
             raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, which needs reward_funcs.")
         return no_reward
 
-    def token_divergence(
-        self,
-        student_hidden: Float[Tensor, "N H"],
-        teacher_hidden: Float[Tensor, "N H"],
-        student_head: Head,
-        teacher_head: Head,
-        *,
-        targets: Int[Tensor, " N"],
-        token_weights: Float[Tensor, " N"],
-    ) -> DivergenceOutput:
-        return linear_divergence(
-            student_hidden,
-            teacher_hidden,
-            student_head.weight,
-            bias=student_head.bias,
-            beta=self.args.opsd_beta,
-            entry_clip=self.args.opsd_entry_clip,
-            token_clip=self.args.opsd_token_clip,
-            temperature=self.temperature,
-            logit_scale=student_head.logit_scale,
-            softcap=student_head.softcap,
-            token_weights=token_weights,
-            targets=targets,
-        )
+    def divergence_settings(self) -> dict[str, Any]:
+        args = self.args
+        return {"beta": args.opsd_beta, "entry_clip": args.opsd_entry_clip, "token_clip": args.opsd_token_clip}
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
         clip = self.args.opsd_token_clip

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import nn
+
+from trl_selfdistill.ops import Head, output_head
 
 REFERENCE_ADAPTER = "ref"
 """The name under which GRPO keeps a copy of a preloaded adapter; used here for the same thing."""
@@ -22,6 +24,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def weights(self, policy: nn.Module) -> AbstractContextManager[nn.Module]: ...
+
+    def own_head(self, model: Any) -> Head | None:
+        """The LM head of `model`, the teacher's language model, where it is not the policy's. Ask inside `weights`."""
+        return None
 
 
 class LiveTeacher(Teacher):
@@ -64,6 +70,10 @@ class FrozenCopyTeacher(Teacher):
     def weights(self, policy: nn.Module) -> Iterator[nn.Module]:
         yield self.model
 
+    def own_head(self, model: Any) -> Head | None:
+        with output_head(model) as head:
+            return head
+
 
 def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
     """The `base` teacher of a PEFT policy.
@@ -93,8 +103,8 @@ def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
     if not preloaded and getattr(config, "init_lora_weights", True) in _STARTS_AS_BASE:
         return AdapterTeacher(model, None)
     if REFERENCE_ADAPTER not in model.peft_config:
-        twin_config = copy.copy(config)
-        if hasattr(config, "init_lora_weights"):
+        twin_config: Any = copy.copy(config)
+        if isinstance(config, LoraConfig):
             twin_config.init_lora_weights = True  # PiSSA and its kin would change the base weights once more
         model.add_adapter(REFERENCE_ADAPTER, twin_config)
     for name, parameter in adapter_parameters(model, active):

@@ -27,8 +27,8 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_selfdistill.build import make_collator, make_teacher
 from trl_selfdistill.checkpoint import last_complete_checkpoint, read_state, write_state
-from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.contexts import (
     ContextBuilder,
@@ -39,7 +39,7 @@ from trl_selfdistill.contexts import (
     verdict,
 )
 from trl_selfdistill.datachecks import GoldColumns, reward_index
-from trl_selfdistill.ema import EMACallback, EMATeacher, make_teacher
+from trl_selfdistill.ema import EMACallback, EMATeacher
 from trl_selfdistill.metrics import MetricLog
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of, rows_to_score
@@ -71,6 +71,10 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
 
     args: SelfDistillConfig
     model: Any  # what TRL and accelerate make of it: plain, PEFT, sharded
+    train_dataset: Any
+    processing_class: Any
+    chat_template: Any
+    accelerator: Any
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
@@ -115,8 +119,10 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         with output_head(causal_lm(self.model)):
             pass  # a head that cannot be read is refused now, not after the first rollouts
         self.context_builder = context_builder or resolve_context(args.context)
-        self.collator = self._make_collator()
-        self.teacher = make_teacher(args, self.model, preloaded=preloaded, sharding=self._sharding())
+        # A processor's chat template need not be its tokenizer's.
+        chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
+        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, is_vlm=self._is_vlm)
+        self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
         self._correctness_index = reward_index(self.reward_func_names, args.correctness_reward)
         uses_gold = context_builder is None and args.context in ("gold", "peer_else_gold")
         self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
@@ -140,32 +146,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def rewards_for(reward_funcs: Any, args: Any) -> Any:
         """The reward functions to train with, given the user's. TRL refuses to go without."""
         return reward_funcs
-
-    def _make_collator(self) -> PrivilegedContextCollator:
-        placement: Any = self.args.context_placement
-        if self._is_vlm and placement == "user":
-            raise ValueError(
-                "context_placement='user' cannot rewrite prompts of a vision-language model, whose user turns hold "
-                "images. Set context_placement='system', which leaves the prompt as it is."
-            )
-        template, kwargs = self.args.teacher_template, self.args.teacher_chat_template_kwargs
-        template_kwargs: Any = self.chat_template_kwargs if kwargs is None else kwargs
-        return PrivilegedContextCollator(
-            self._tokenizer,
-            teacher_template=self.templates.get(placement) if template is None else template,
-            context_placement=placement,
-            max_context_tokens=self.args.max_context_tokens,
-            teacher_chat_template_kwargs=template_kwargs,
-            # A processor's template need not be its tokenizer's.
-            chat_template=self.chat_template or (self.processing_class.chat_template if self._is_vlm else None),
-            content_blocks=self._is_vlm,
-        )
-
-    def _sharding(self) -> str | None:
-        """How the policy's weights will be split: "ZeRO-2", "ZeRO-3", "FSDP1", "FSDP2" or not at all."""
-        if self.is_deepspeed_enabled:
-            return f"ZeRO-{self.accelerator.state.deepspeed_plugin.zero_stage}"
-        return f"FSDP{self.accelerator.state.fsdp_plugin.fsdp_version}" if self.is_fsdp_enabled else None
 
     def _probe(self, row: dict[str, Any]) -> None:
         """Put a context into a prompt, to see before training that it can be placed."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import chunked, reference, rows
+from .checks import check_arguments, check_teacher_head
 from .chunked import RowOps
 from .types import (
     CLIPPED,
@@ -21,10 +22,7 @@ from .types import (
     Settings,
 )
 
-IMPLS = ("auto", "reference", "torch", "liger")
 
-
-@torch.compiler.disable
 def linear_divergence(
     student_hidden: Float[Tensor, "N H"],
     teacher_hidden: Float[Tensor, "N H"],
@@ -39,6 +37,8 @@ def linear_divergence(
     softcap: float | None = None,
     token_weights: Float[Tensor, " N"] | None = None,
     targets: Int[Tensor, " N"] | None = None,
+    teacher_weight: Float[Tensor, "V H"] | None = None,
+    teacher_bias: Float[Tensor, " V"] | None = None,
     impl: str = "auto",
     chunk_bytes: int | None = None,
 ) -> DivergenceOutput:
@@ -68,20 +68,24 @@ def linear_divergence(
         softcap: positive, in logit units.
         token_weights: (N,), the factors omega, 1 by default. Tokens of weight 0 cost nothing and report zeros.
         targets: (N,), token ids in [0, V), for the two log-probabilities.
+        teacher_weight: (V, H), the teacher's own head, where its weights are not the student's (a frozen copy, an
+            average). It costs a second product a chunk. None: both share `weight`.
+        teacher_bias: (V,), with `teacher_weight` and `bias`.
         impl: "auto" ("liger" on CUDA, "torch" elsewhere), "reference", "torch" or "liger".
-        chunk_bytes: memory for the logits of one token chunk, 10 bytes per row and vocabulary entry. Default 1.5 GiB on
-            an accelerator, 256 rows on a CPU. `reference` has no chunks and ignores it.
+        chunk_bytes: memory for the logits of one token chunk, 10 bytes per row and vocabulary entry. Default 1.5 GiB
+            on an accelerator, 256 rows on a CPU. `reference` has no chunks and ignores it.
 
     Returns:
-        `DivergenceOutput`: `loss` with gradient; without gradient, (N,) each and in nats: `divergence` D (entry-clipped,
-        not token-clipped), the entropies, `clipped_fraction` (the teacher's probability mass on clipped entries, in
-        [0, 1], for every beta) and, with targets, `student_logps` and `teacher_logps`.
+        `DivergenceOutput`: `loss` with gradient; without gradient, (N,) each and in nats: `divergence` D
+        (entry-clipped, not token-clipped), the entropies, `clipped_fraction` (the teacher's probability mass on
+        clipped entries, in [0, 1], for every beta) and, with targets, `student_logps` and `teacher_logps`.
 
     Raises:
         ValueError: a number out of range, shapes that do not fit, a back end that is unknown or cannot run here.
     """
     settings = Settings(beta, entry_clip, token_clip, temperature, logit_scale, softcap)
-    _check(impl, chunk_bytes, weight, bias, targets, student_hidden, teacher_hidden)
+    check_arguments(impl, chunk_bytes, weight, bias, targets, student_hidden, teacher_hidden)
+    teacher_head = check_teacher_head(weight, bias, teacher_weight, teacher_bias)
     total = student_hidden.shape[0]
     if token_weights is None:
         token_weights = student_hidden.new_ones(total, dtype=torch.float32)
@@ -94,6 +98,7 @@ def linear_divergence(
         teacher_hidden[keep],
         weight,
         bias,
+        teacher_head,
         token_weights[keep],
         None if targets is None else targets[keep],
         settings,
@@ -112,7 +117,6 @@ def linear_divergence(
     )
 
 
-@torch.compiler.disable
 def linear_logps(
     hidden: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
@@ -134,14 +138,14 @@ def linear_logps(
         two tensors (N,), fp32 (fp64 for fp64 inputs): log p(target) <= 0 and entropy in [0, log V].
     """
     settings = Settings(temperature=temperature, logit_scale=logit_scale, softcap=softcap)
-    _check(impl, chunk_bytes, weight, bias, targets, hidden)
+    check_arguments(impl, chunk_bytes, weight, bias, targets, hidden)
     stats = _back_end(impl, hidden.device).logps(hidden, weight, bias, targets, settings, chunk_bytes)
     return stats[0], stats[1]
 
 
 class _BackEnd(NamedTuple):
-    divergence: Callable[..., tuple[Tensor, Tensor]]
-    logps: Callable[..., Tensor]
+    divergence: Callable[..., Any]  # (loss, statistics (6, N))
+    logps: Callable[..., Any]  # statistics (2, N)
 
 
 def _back_end(impl: str, device: torch.device) -> _BackEnd:
@@ -156,26 +160,3 @@ def _back_end(impl: str, device: torch.device) -> _BackEnd:
     else:
         row_ops = RowOps(rows.divergence_rows, rows.logps_rows)
     return _BackEnd(partial(chunked.linear_divergence, row_ops), partial(chunked.linear_logps, row_ops))
-
-
-def _check(
-    impl: str, chunk_bytes: int | None, weight: Tensor, bias: Tensor | None, targets: Tensor | None, *streams: Tensor
-) -> None:
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
-    if chunk_bytes is not None and chunk_bytes <= 0:
-        raise ValueError(f"chunk_bytes must be positive or None for the default, got {chunk_bytes}.")
-    if weight.ndim != 2 or any(stream.ndim != 2 or stream.shape[1] != weight.shape[1] for stream in streams):
-        shapes = ", ".join(str(tuple(stream.shape)) for stream in streams)
-        raise ValueError(
-            f"Hidden states must be (N, H) and the head (V, H), got {shapes} and {tuple(weight.shape)}. Flatten batch and "
-            "time first; gather a head sharded by FSDP2 or ZeRO-3 with `output_head`."
-        )
-    if any(stream.shape != streams[0].shape for stream in streams):
-        raise ValueError(f"Student and teacher must have the same tokens, got {[tuple(s.shape) for s in streams]}.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have one entry per row of the head {tuple(weight.shape)}, got {tuple(bias.shape)}."
-        )
-    if targets is not None and targets.shape != streams[0].shape[:1]:
-        raise ValueError(f"targets must be ({len(streams[0])},), got {tuple(targets.shape)}.")

@@ -38,6 +38,17 @@ class _Operands:
     def cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.rounded).to(self.read)
 
+    def project(self, logits: Tensor, both: Tensor, n: int, head: tuple[Tensor, Tensor | None] | None) -> None:
+        """Projections of n student and n teacher rows, in one product where they share the head."""
+        if head is None:
+            mm_into(logits, both, self.weight.t())
+            return
+        weight, extra_bias = head
+        mm_into(logits[:n], both[:n], self.weight.t())
+        mm_into(logits[n:], both[n:], weight.t())
+        if extra_bias is not None:
+            logits[n:] += extra_bias
+
     def buffer(self, streams: int) -> Tensor:
         return self.weight.new_empty(streams * self.rows, self.weight.shape[0], dtype=self.full)
 
@@ -76,7 +87,7 @@ class _LinearDivergence(torch.autograd.Function):
     """(loss, statistics); the teacher stream has no gradient, also not through the shared head."""
 
     @staticmethod
-    def forward(ctx, student, weight, bias, teacher, token_weights, targets, settings, row_op, op, grad_on):
+    def forward(ctx, student, weight, bias, teacher, head, token_weights, targets, settings, row_op, op, grad_on):
         # needs_input_grad stays True under no_grad, so the caller says whether grad mode is on.
         wants = tuple(grad_on and need for need in ctx.needs_input_grad[:3])
         stats = op.zeros(6, student.shape[0])
@@ -87,7 +98,7 @@ class _LinearDivergence(torch.autograd.Function):
             both = torch.cat((op.cast(student[chunk]), op.cast(teacher[chunk])))
             n = both.shape[0] // 2
             logits = buffer[: 2 * n]
-            mm_into(logits, both, op.weight.t())
+            op.project(logits, both, n, head)
             rows = grads.rows_of(logits, n)
             labels = None if targets is None else targets[chunk]
             row_op(logits, op.bias, labels, weights[chunk], stats[:, chunk], rows, settings)
@@ -105,20 +116,22 @@ class _LinearDivergence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _):
-        # One pass: scaled in full precision (a loss scale must come before the cast to fp16), stored in the dtype wanted.
+        # One pass: scaled in full precision (a loss scale comes before the cast to fp16), stored as the input's dtype.
         scaled = [
             None if g is None else torch.mul(g, upstream, out=torch.empty_like(g, dtype=dtype))
             for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, *(None,) * 7)
+        return (*scaled, *(None,) * 8)
 
 
+@torch.compiler.disable  # a Python loop over chunks, which a compiler would only unroll
 def linear_divergence(
     row_ops: RowOps,
     student: Tensor,
     teacher: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    teacher_head: tuple[Tensor, Tensor | None] | None,
     token_weights: Tensor,
     targets: Tensor | None,
     settings: Settings,
@@ -130,10 +143,21 @@ def linear_divergence(
     # Operands are cast by hand: autocast would turn the fp32 products below into bf16 ones.
     with torch.autocast(student.device.type, enabled=False):
         return _LinearDivergence.apply(
-            student, weight, bias, teacher, token_weights, targets, settings, row_ops.divergence, op, grad_on
+            student,
+            weight,
+            bias,
+            teacher.detach(),
+            None if teacher_head is None else tuple(t if t is None else op.cast(t) for t in teacher_head),
+            token_weights,
+            targets,
+            settings,
+            row_ops.divergence,
+            op,
+            grad_on,
         )
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def linear_logps(
     row_ops: RowOps,

@@ -4,7 +4,7 @@ The one place that knows about sharded and wrapped heads: FSDP2 (`DTensor`), ZeR
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
-# Config entries of transformers' models by what they do to the logits. Gemma and others cap; Cohere, Muse and Falcon-H1
-# multiply; Granite, MiniCPM3 and Inkling divide (the last two the hidden states, which is the same without a bias).
+# Config entries of transformers' models by what they do to the logits. Gemma and others cap; Cohere, Muse and
+# Falcon-H1 multiply; Granite, MiniCPM3 and Inkling divide (the last two the hidden states: the same without a bias).
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
@@ -61,8 +61,8 @@ def output_head(model: Any) -> Iterator[Head]:
         weight, bias = _full(weight), None if bias is None else _full(bias)
         if weight.ndim != 2 or not weight.is_floating_point():
             raise ValueError(
-                f"The LM head must be a floating-point (V, H) matrix, got {weight.dtype} {tuple(weight.shape)}. Keep it out "
-                "of the quantisation (llm_int8_skip_modules)."
+                f"The LM head must be a floating-point (V, H) matrix, got {weight.dtype} {tuple(weight.shape)}. Keep "
+                "it out of the quantisation (llm_int8_skip_modules)."
             )
         yield Head(weight, bias, *logit_settings(model.config))
 
@@ -73,34 +73,34 @@ def logit_settings(config: Any) -> tuple[float, float | None]:
     softcap = _first(config, SOFTCAPS)
     multiplier = None if config.model_type in IGNORES_LOGIT_SCALE else _first(config, MULTIPLIERS)
     divisor = _first(config, DIVISORS)
-    scale = 1.0 if multiplier is None else float(multiplier)
+    scale = 1.0 if multiplier is None else multiplier
     if divisor is not None:
         scale = scale * divisor if config.model_type in MULTIPLIES_BY_LOGITS_SCALING else scale / divisor
-    return scale, None if softcap is None else float(softcap)
+    return scale, softcap
 
 
 def _first(config: Any, names: tuple[str, ...]) -> float | None:
     # A config only has the entries of its own model.
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    return next((float(value) for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 @contextmanager
-def _zero3_gathered(*params: Tensor | None) -> Iterator[None]:
+def _zero3_gathered(*params: Any) -> Iterator[None]:
     # `ds_id` is DeepSpeed's own mark of a partitioned parameter.
-    partitioned = [p for p in params if p is not None and hasattr(p, "ds_id")]
-    if partitioned:
-        import deepspeed
-        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    managed = [p for p in params if p is not None and hasattr(p, "ds_id")]
+    if not managed:
+        yield
+        return
+    import deepspeed  # pyright: ignore[reportMissingImports]
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # pyright: ignore[reportMissingImports]
 
-        # A tied head is still gathered for the embeddings: partitioning it here would pull it from under them.
-        partitioned = [p for p in partitioned if p.ds_status != ZeroParamStatus.AVAILABLE]
-        with deepspeed.zero.GatheredParameters(partitioned):
-            yield
-    else:
+    # A tied head may still be gathered for the embeddings: partitioning it here would pull it from under them.
+    partitioned = [p for p in managed if p.ds_status != ZeroParamStatus.AVAILABLE]
+    with deepspeed.zero.GatheredParameters(partitioned) if partitioned else nullcontext():
         yield
 
 
-def _full(tensor: Tensor) -> Tensor:
+def _full(tensor: Any) -> Tensor:
     if torch.distributed.is_available():
         from torch.distributed.tensor import DTensor
 

@@ -51,6 +51,7 @@ def linear_divergence(
     teacher_hidden: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
     bias: Float[Tensor, " V"] | None,
+    teacher_head: tuple[Tensor, Tensor | None] | None,
     token_weights: Float[Tensor, " N"],
     targets: Int[Tensor, " N"] | None,
     settings: Settings,
@@ -59,6 +60,9 @@ def linear_divergence(
     """(loss, statistics in the order of `types`). No chunks: `chunk_bytes` has no effect."""
     student = head_log_probs(student_hidden, weight, bias, settings)
     with torch.no_grad():
+        if teacher_head is not None:
+            weight, extra = teacher_head
+            bias = bias if bias is None or extra is None else bias + extra
         teacher = head_log_probs(teacher_hidden, weight, bias, settings)
     entries = divergence_entries(student, teacher, settings.beta)
     clip = math.inf if settings.entry_clip is None else settings.entry_clip

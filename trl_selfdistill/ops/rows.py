@@ -4,8 +4,6 @@ Works on any device and in fp64. On a CPU every pass runs over a block that stay
 buffers: large temporaries are mapped and zeroed anew by the allocator each time, which doubles the cost of a pass.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -25,9 +23,9 @@ EXP_FLOOR = -80.0  # below, exp returns denormals or 0, many times slower on a C
 _CPU_BLOCK, _BLOCK = 2**18, 2**26  # entries per block
 
 
-def _blocks(n: int, vocab: int, device: torch.device) -> Iterator[slice]:
+def _blocks(n: int, vocab: int, device: torch.device) -> list[slice]:
     step = max(1, (_CPU_BLOCK if device.type == "cpu" else _BLOCK) // vocab)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def _adjust_(logits: Tensor, bias: Tensor | None, s: Settings) -> None:
@@ -54,14 +52,18 @@ def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
     return torch.linalg.vecdot(probs, log_probs).neg_()
 
 
-def _entries(ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, beta: float, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Divergence entries l and their derivatives dl / dlog p_s, (n, V) each: the first two of the three buffers."""
+def _entries(ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, s: Settings, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Divergence entries l and their derivatives dl / dlog p_s, (n, V) each: the first two of the three buffers.
+
+    Without a clip a multiple of p_s drops out of the gradient; it is left out where equal streams then give exactly 0.
+    """
     a, c, b = work
+    beta, clipped = s.beta, s.entry_clip is not None
     if beta == 0.0:
-        return torch.sub(lt, ls, out=a).mul_(pt), torch.neg(pt, out=c)
+        return torch.sub(lt, ls, out=a).mul_(pt), torch.neg(pt, out=c) if clipped else torch.sub(ps, pt, out=c)
     if beta == 1.0:
         torch.sub(ls, lt, out=a).mul_(ps)
-        return a, torch.add(a, ps, out=c)
+        return a, torch.add(a, ps, out=c) if clipped else a
     # From the gap d = log p_t - log p_s, exact for small gaps and without overflow for large ones:
     # log(m / p_s) = max(d, 0) + r and log(m / p_t) = r - min(d, 0), r = log1p(k expm1(-|d|)), k = 1 - beta if d > 0
     # else beta.
@@ -82,7 +84,7 @@ def _divergence(
     ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, s: Settings, work: Tensor
 ) -> tuple[Tensor, Tensor | float, Tensor]:
     """Divergence (n,), clipped teacher mass (n,) and the derivatives of the entries that count, (n, V)."""
-    entries, slopes = _entries(ls, lt, ps, pt, s.beta, work)
+    entries, slopes = _entries(ls, lt, ps, pt, s, work)
     if s.entry_clip is not None:
         spare = work[2]
         clipped = torch.clamp(entries, max=s.entry_clip, out=spare).sum(-1)
@@ -92,10 +94,35 @@ def _divergence(
     divergence = entries.sum(-1)
     # Bregman form: the rounding of the two normalisers then enters at second order only.
     if s.beta == 0.0:
-        divergence += ps.sum(-1) - pt.sum(-1)
+        divergence += slopes.sum(-1)
     elif s.beta == 1.0:
         divergence += pt.sum(-1) - ps.sum(-1)
     return divergence, 0.0, slopes
+
+
+def log_probs(
+    student: Tensor,
+    teacher: Tensor,
+    bias: Tensor | None,
+    targets: Tensor | None,
+    out: Tensor,
+    s: Settings,
+    scratch=None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Projections (n, V) become log-probabilities in place; fills entropies and log-probabilities of `out` (6, n).
+
+    Returns log p_s, log p_t, the student's log-sum-exp (n, 1), p_s and p_t, the last two in `scratch` (2, n, V).
+    """
+    ps, pt = student.new_empty(2, *student.shape) if scratch is None else scratch
+    for logits in (student, teacher):
+        _adjust_(logits, bias, s)
+    lse = _log_softmax_(student, ps)
+    _log_softmax_(teacher, pt)
+    out[STUDENT_ENTROPY], out[TEACHER_ENTROPY] = _entropy(student, ps), _entropy(teacher, pt)
+    if targets is not None:
+        index = targets[:, None]
+        out[STUDENT_LOGPS], out[TEACHER_LOGPS] = student.gather(1, index)[:, 0], teacher.gather(1, index)[:, 0]
+    return student, teacher, lse, ps, pt
 
 
 def divergence_rows(
@@ -114,28 +141,20 @@ def divergence_rows(
     student's projection; may be the student half of `logits`.
     """
     n, vocab = logits.shape[0] // 2, logits.shape[1]
-    scratch = None
-    for block in _blocks(n, vocab, logits.device):
-        ls, lt = logits[:n][block], logits[n:][block]
-        if scratch is None:
-            scratch = logits.new_empty(5, *ls.shape)
-        ps, pt, *_ = work = scratch[:, : len(ls)]
-        _adjust_(ls, bias, settings)
-        _adjust_(lt, bias, settings)
-        lse = _log_softmax_(ls, ps)
-        _log_softmax_(lt, pt)
-        out = stats[:, block]
-        out[STUDENT_ENTROPY], out[TEACHER_ENTROPY] = _entropy(ls, ps), _entropy(lt, pt)
-        if targets is not None:
-            index = targets[block, None]
-            out[STUDENT_LOGPS], out[TEACHER_LOGPS] = ls.gather(1, index)[:, 0], lt.gather(1, index)[:, 0]
-        out[DIVERGENCE], out[CLIPPED], slopes = _divergence(ls, lt, ps, pt, settings, work[2:])
+    blocks = _blocks(n, vocab, logits.device)
+    scratch = logits.new_empty(5, blocks[0].stop, vocab)
+    for block in blocks:
+        ls, lt, out = logits[:n][block], logits[n:][block], stats[:, block]
+        probs, work = scratch[:2, : len(ls)], scratch[2:, : len(ls)]
+        labels = None if targets is None else targets[block]
+        ls, lt, lse, ps, pt = log_probs(ls, lt, bias, labels, out, settings, probs)
+        out[DIVERGENCE], out[CLIPPED], slopes = _divergence(ls, lt, ps, pt, settings, work)
         if grad is not None:
             scale = token_scale(weights[block], out[DIVERGENCE], settings.token_clip)
-            _gradient(slopes, ls, lse, ps, scale, settings, out=grad[block])
+            gradient(slopes, ls, lse, ps, scale, settings, out=grad[block])
 
 
-def _gradient(slopes: Tensor, ls: Tensor, lse: Tensor, ps: Tensor, scale: Tensor, s: Settings, *, out: Tensor) -> None:
+def gradient(slopes: Tensor, ls: Tensor, lse: Tensor, ps: Tensor, scale: Tensor, s: Settings, *, out: Tensor) -> None:
     """From derivatives with respect to log p_s to those with respect to the projection. `out` may share `ls`."""
     slopes.addcmul_(ps, slopes.sum(-1, keepdim=True), value=-1.0)
     if s.softcap is not None:
@@ -145,12 +164,11 @@ def _gradient(slopes: Tensor, ls: Tensor, lse: Tensor, ps: Tensor, scale: Tensor
 
 
 def logps_rows(logits: Tensor, bias: Tensor | None, targets: Tensor, stats: Tensor, settings: Settings) -> None:
-    """One token chunk of one stream: logits (n, V), overwritten; targets (n,); stats (2, n): log-probability, entropy."""
-    scratch = None
-    for block in _blocks(logits.shape[0], logits.shape[1], logits.device):
+    """One token chunk of one stream: logits (n, V), overwritten; stats (2, n): log-probability of targets, entropy."""
+    blocks = _blocks(logits.shape[0], logits.shape[1], logits.device)
+    scratch = logits.new_empty(blocks[0].stop, logits.shape[1])
+    for block in blocks:
         rows = logits[block]
-        if scratch is None:
-            scratch = torch.empty_like(rows)
         probs = scratch[: len(rows)]
         _adjust_(rows, bias, settings)
         _log_softmax_(rows, probs)

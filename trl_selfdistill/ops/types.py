@@ -6,7 +6,6 @@ Shape legend of the whole package `ops`: N tokens, H hidden size, V vocabulary, 
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -69,4 +68,4 @@ def token_scale(weights: Tensor, divergence: Tensor, token_clip: float | None) -
     """Per-token factor of the gradient: `weights * min(1, token_clip / divergence)`, all of shape (N,)."""
     if token_clip is None:
         return weights
-    return weights * torch.where(divergence > token_clip, token_clip / divergence, 1.0)
+    return weights * (token_clip / divergence.clamp(min=token_clip))

@@ -1,0 +1,161 @@
+"""Time, memory and gradient error of `linear_divergence` against its peers, forward and backward, as markdown tables.
+
+    python benchmarks/linear_divergence.py                                   # CPU: N=1024, H=576, V=49152, fp32
+    python benchmarks/linear_divergence.py --frozen-head --rounds 9
+    python benchmarks/linear_divergence.py --device cuda --dtype bfloat16 --model qwen3-8b --tokens 4096 16384 65536
+
+Every variant returns the mean divergence and its gradients; all but Liger's also compute the sampled log-probabilities
+and the entropies of both streams. Rounds are interleaved, the median counts. On a CPU: seconds of one thread's CPU
+time, and the growth of the peak resident set in a fresh process. On CUDA: events and `max_memory_allocated`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from divergence_variants import VARIANTS, Problem
+
+from trl_selfdistill.ops import linear_divergence
+
+MODELS = {"smollm2-135m": (576, 49152), "qwen3-1.7b": (2048, 151936), "qwen3-8b": (4096, 151936)}  # (H, V)
+
+
+def step(variant: str, p: Problem, beta: float) -> None:
+    p.student.grad = p.weight.grad = None
+    VARIANTS[variant](p, beta).backward()
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    if device != "cuda":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def times(a: argparse.Namespace, n: int, beta: float, rounds: int) -> dict[str, float]:
+    """Median seconds of each variant; nan where memory does not suffice."""
+    p = problem(a, n)
+    samples: dict[str, list[float]] = {v: [] for v in a.variants}
+    for i in range(rounds + 1):  # the first round warms up: allocator, compilers
+        for variant, taken in samples.items():
+            try:
+                value = seconds(lambda v=variant: step(v, p, beta), a.device)
+            except torch.OutOfMemoryError:
+                value = float("nan")
+            if i:
+                taken.append(value)
+    return {v: statistics.median(taken) for v, taken in samples.items()}
+
+
+def resident(key: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
+
+
+def memory_of(a: argparse.Namespace, variant: str, n: int, beta: float) -> float:
+    """Bytes by which the peak of one step exceeds the level before it. In a process of its own."""
+    # Pages of code and the compiler's own memory are not the question.
+    step(variant, problem(a, n if variant == "liger_compiled" else 8), beta)
+    p = problem(a, n)
+    if a.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(variant, p, beta)
+        return torch.cuda.max_memory_allocated() - before
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")
+    before = resident("VmRSS")
+    step(variant, p, beta)
+    return resident("VmHWM") - before
+
+
+def memory(a: argparse.Namespace, n: int, beta: float) -> dict[str, float]:
+    taken = {}
+    for variant in a.variants:
+        child = [sys.executable, __file__, *sys.argv[1:], "--child", json.dumps([variant, n, beta])]
+        # Without the threshold the allocator keeps freed blocks of the set-up and hides growth.
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        run = subprocess.run(child, env=env, capture_output=True, text=True)
+        taken[variant] = float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
+    return taken
+
+
+def gradient_error(a: argparse.Namespace, variant: str, beta: float) -> float:
+    """Relative error of the hidden gradient against float64, 64 tokens whose streams differ by 0.01."""
+    p = problem(a, 64, gap=0.01)
+    student, teacher, weight = (t.detach().double() for t in (p.student, p.teacher, p.weight))
+    exact = Problem(student, teacher, weight, p.targets)
+    exact.student.requires_grad_()
+    scale = exact.student.new_full((64,), 1 / 64)
+    linear_divergence(
+        exact.student, exact.teacher, exact.weight, beta=beta, token_weights=scale, impl="torch"
+    ).loss.backward()
+    step(variant, p, beta)
+    assert exact.student.grad is not None and p.student.grad is not None
+    return ((p.student.grad.double() - exact.student.grad).norm() / exact.student.grad.norm()).item()
+
+
+def problem(a: argparse.Namespace, n: int, gap: float = 0.1) -> Problem:
+    return Problem.draw(n, *MODELS[a.model], gap, getattr(torch, a.dtype), a.device, a.frozen_head)
+
+
+def product_rate(a: argparse.Namespace) -> float:
+    """Floating point operations per second of the bare head product, the ceiling of every variant."""
+    p = problem(a, 4096 if a.device == "cuda" else 512)
+    hidden, head = p.student.detach(), p.weight.detach().T
+    out = hidden @ head
+    best = min(seconds(lambda: torch.mm(hidden, head, out=out), a.device) for _ in range(4))
+    return 2 * hidden.numel() * head.shape[1] / best
+
+
+def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> None:
+    took, held = times(a, n, beta, a.rounds), memory(a, n, beta)
+    width, vocab = MODELS[a.model]
+    floor = (6 if a.frozen_head else 8) * n * width * vocab / rate
+    print(f"\n{a.model}, N = {n}, H = {width}, V = {vocab}, {a.dtype}, beta = {beta}"
+          f"{', frozen head' if a.frozen_head else ''}\n")  # fmt: skip
+    print("| variant | seconds | ratio | share of product rate | peak growth, MB | ratio | gradient error |")
+    print("|---|---|---|---|---|---|---|")
+    for v in a.variants:
+        print(f"| {v} | {took[v]:.3f} | {took[v] / took['ours']:.2f} | {floor / took[v]:.0%} | {held[v] / 1e6:.0f} "
+              f"| {held[v] / held['ours']:.2f} | {gradient_error(a, v, beta):.1e} |")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--model", choices=tuple(MODELS), default="smollm2-135m", help="sizes of the head")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024])
+    parser.add_argument("--beta", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frozen-head", action="store_true")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    if a.child:
+        print(memory_of(a, *json.loads(a.child)))
+        return
+    a.variants = list(dict.fromkeys(["ours", *a.variants]))
+    rate = product_rate(a)
+    print(f"torch {torch.__version__}, {a.device}, head product {rate / 1e9:.0f} GFLOP/s")
+    for n in a.tokens:
+        for beta in a.beta:
+            report(a, n, beta, rate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""From a configuration to the parts of a trainer. Refuses what cannot work."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from torch import nn
+
+from trl_selfdistill.collator import PrivilegedContextCollator
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.ema import EMATeacher
+from trl_selfdistill.teacher import FrozenCopyTeacher, LiveTeacher, Teacher, base_adapter_teacher, frozen_copy
+
+
+def make_collator(
+    args: SelfDistillConfig, tokenizer: Any, templates: dict[str, str], chat_template: Any, *, is_vlm: bool
+) -> PrivilegedContextCollator:
+    """The collator that a configuration asks for.
+
+    Args:
+        args: the configuration.
+        tokenizer: the policy's tokenizer.
+        templates: the algorithm's own teacher templates by placement.
+        chat_template: a chat template in place of the tokenizer's.
+        is_vlm: whether the policy reads images.
+    """
+    placement: Any = args.context_placement
+    if is_vlm and placement == "user":
+        raise ValueError(
+            "context_placement='user' cannot rewrite prompts of a vision-language model, whose user turns hold images. "
+            "Set context_placement='system', which leaves the prompt as it is."
+        )
+    own_kwargs = args.teacher_chat_template_kwargs
+    template_kwargs: Any = args.chat_template_kwargs if own_kwargs is None else own_kwargs
+    return PrivilegedContextCollator(
+        tokenizer,
+        teacher_template=templates.get(placement) if args.teacher_template is None else args.teacher_template,
+        context_placement=placement,
+        max_context_tokens=args.max_context_tokens,
+        teacher_chat_template_kwargs=template_kwargs,
+        chat_template=chat_template,
+        content_blocks=is_vlm,
+    )
+
+
+def make_teacher(args: SelfDistillConfig, policy: nn.Module, accelerator: Accelerator, *, preloaded: bool) -> Teacher:
+    """The teacher that a `SelfDistillConfig` asks for, made before the policy is wrapped.
+
+    Args:
+        args: the configuration.
+        policy: the model.
+        accelerator: what will split the policy's weights, if anything does.
+        preloaded: whether the policy came with an adapter of its own.
+
+    Raises `ValueError` where the kind cannot be right.
+    """
+    kind, sharding = args.teacher_model_kind, _sharding(accelerator)
+    if kind == "live":
+        return LiveTeacher()
+    if kind == "ema":
+        if sharding in ("ZeRO-3", "FSDP1"):
+            raise ValueError(
+                f"teacher_model_kind='ema' is not supported under {sharding}, which hides the parameters that the "
+                "average needs. Use FSDP2, ZeRO-2 or DDP, or teacher_model_kind='live'."
+            )
+        dtype = torch.float32 if args.teacher_ema_dtype == "float32" else torch.bfloat16
+        return EMATeacher(policy, rate=args.teacher_update_rate, sync_steps=args.teacher_sync_steps, dtype=dtype)
+    if isinstance(policy, PeftModel):
+        return base_adapter_teacher(policy, preloaded=preloaded)
+    if sharding is not None:
+        raise ValueError(
+            f"teacher_model_kind='base' without PEFT keeps a second copy of the model, which {sharding} would not "
+            "shard. Use teacher_model_kind='live', or train an adapter (peft_config), whose base is free."
+        )
+    return FrozenCopyTeacher(frozen_copy(policy))
+
+
+def _sharding(accelerator: Any) -> str | None:
+    """How the policy's weights will be split: "ZeRO-2", "ZeRO-3", "FSDP1", "FSDP2", or `None` for not at all."""
+    if accelerator.state.deepspeed_plugin is not None:
+        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
+    return None
