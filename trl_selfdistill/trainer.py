@@ -278,7 +278,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
                 compute_entropy=True,
                 **media_of(batch, width=prompt_ids.size(1) + completion_ids.size(1)),
             )
-        logps[rows], entropies[rows] = out[0], out[1]
+        logps[rows], entropies[rows] = out[0].float(), out[1].float()
         return logps, entropies
 
     def _compute_loss(self, model, inputs):
