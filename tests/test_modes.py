@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -50,9 +51,9 @@ def watch(trainer: RLRTTrainer) -> list[Any]:
     scores = record_scores(trainer)
     original, teacher_prompts, prompts = trainer.apply_teacher, trainer._teacher_prompts, []
 
-    def remembering(batch, texts, contexts):
+    def remembering(batch, texts, *others):
         prompts.append(texts)
-        return teacher_prompts(batch, texts, contexts)
+        return teacher_prompts(batch, texts, *others)
 
     def watching(batch, lesson):
         plain = batch["advantages"].clone()
@@ -768,7 +769,8 @@ def test_a_plain_grpo_config_keeps_its_values_and_gets_the_defaults_of_rlrt(mode
 @pytest.mark.parametrize("adapter", [False, True])
 def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(RLRTTrainer, "config_class", lambda name: RLRTConfig(name, use_cpu=True, bf16=False))
+    on_cpu = functools.partialmethod(RLRTConfig.__init__, use_cpu=True, bf16=False)  # TRL's defaults want a GPU
+    monkeypatch.setattr(RLRTConfig, "__init__", on_cpu)
     model.config._name_or_path = "some/tiny-model"
     policy = preloaded_adapter(model) if adapter else model
     trainer = build(RLRTTrainer, None, policy, tokenizer)
@@ -777,7 +779,7 @@ def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_config_of_another_algorithm_is_refused(model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="RLRTTrainer needs an RLRTConfig, not a SelfDistillConfig"):
+    with pytest.raises(ValueError, match="RLRTConfig, not SelfDistillConfig"):
         build(RLRTTrainer, SelfDistillConfig(**settings(tmp_path)), model, tokenizer)
 
 

@@ -121,7 +121,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         uses_gold = context_builder is None and args.context in ("gold", "peer_else_gold")
         self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
         # TRL makes a dataset of empty prompts where an environment has the data.
-        for dataset in (self.train_dataset, *_as_list(eval_dataset)):
+        for dataset in _as_list(self.train_dataset) + _as_list(eval_dataset):
             if dataset is not None and (row := self._gold.add(dataset)) is not None:
                 self._probe(row)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
@@ -150,6 +150,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             )
         template, kwargs = self.args.teacher_template, self.args.teacher_chat_template_kwargs
         template_kwargs: Any = self.chat_template_kwargs if kwargs is None else kwargs
+        processor: Any = self.processing_class
         return PrivilegedContextCollator(
             self._tokenizer,
             teacher_template=self.templates.get(placement) if template is None else template,
@@ -157,7 +158,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             max_context_tokens=self.args.max_context_tokens,
             teacher_chat_template_kwargs=template_kwargs,
             # A processor's template need not be its tokenizer's.
-            chat_template=self.chat_template or (self.processing_class.chat_template if self._is_vlm else None),
+            chat_template=self.chat_template or (processor.chat_template if self._is_vlm else None),
             content_blocks=self._is_vlm,
         )
 
