@@ -9,7 +9,7 @@ import torch
 from beartype import BeartypeConf, beartype
 from filelock import FileLock
 from jaxtyping import jaxtyped
-from tiny_policy import tiny_policy
+from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_selfdistill import antisd, rlrt, signals

@@ -94,7 +94,8 @@ class Result:
 def start_trainer(job_file: Path) -> multiprocessing.process.BaseProcess:
     """Start `scripts/run_trainer.py` in a new process, forked from a server that has the imports done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_trainer"])
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "examples", "tests", "tests/scripts"))
+    context.set_forkserver_preload(["run_trainer"])  # the server imports it from PYTHONPATH, not from sys.path
     process = context.Process(target=run_trainer_main, args=(str(job_file),))
     process.start()
     return process

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,32 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTun
 from PIL import Image
 from tiny_policy import build_model, build_tokenizer, sums, supervised_steps
 from tiny_vlm import tiny_llava, tiny_qwen2_vl
-from transformers import AddedToken, AutoModelForCausalLM, BitsAndBytesConfig, Qwen3ForSequenceClassification
+from transformers import (
+    AddedToken,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3ForSequenceClassification,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer, SelfDistillConfig
 from trl_selfdistill.rlrt import rlrt_advantages
 from trl_selfdistill.signals import log_ratio
 
+# An untrained model would hardly ever end its answer.
+OFTEN_DONE = {"sequence_bias": [[[build_tokenizer().eos_token_id], 5.0]]}
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
 
 
@@ -31,9 +51,9 @@ def watch(trainer: RLRTTrainer) -> list[Any]:
     scores = record_scores(trainer)
     original, teacher_prompts, prompts = trainer.apply_teacher, trainer._teacher_prompts, []
 
-    def remembering(batch, texts, contexts):
+    def remembering(batch, texts, *others):
         prompts.append(texts)
-        return teacher_prompts(batch, texts, contexts)
+        return teacher_prompts(batch, texts, *others)
 
     def watching(batch, lesson):
         plain = batch["advantages"].clone()
@@ -144,6 +164,7 @@ GRPO_SETTINGS = [
     {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
     {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_iterations": 2},
     {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     {"mask_truncated_completions": True, "max_completion_length": 2},
     {"scale_rewards": "batch"},
     {"scale_rewards": "none", "delta": 1.5},
@@ -199,12 +220,62 @@ def test_truncated_completions_are_masked_out_of_everything(model, tokenizer, tm
     assert not seen[0].scores.correct[cut].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_head_in_float32(dtype, model_dir, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "fp32_head"),
+    [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False), (torch.float64, False)],
+)
+def test_precisions(dtype, fp32_head, model_dir, tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-    config = RLRTConfig(**distill_settings(tmp_path, context="gold", cast_lm_head_to_fp32=True, learning_rate=1e-2))
+    config = RLRTConfig(
+        **distill_settings(tmp_path, context="gold", cast_lm_head_to_fp32=fp32_head, learning_rate=1e-2)
+    )
     seen = train(build(RLRTTrainer, config, model, tokenizer))
-    assert seen[0].scores.student_logps.dtype == torch.float32
+    assert all(batch.scores.student_logps.dtype == torch.float32 for batch in seen)
+
+
+FAMILIES = {
+    "softcap": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 5.0, "head_dim": 16}),
+    "scaled": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
+    "divided": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 4.0}),
+    "absolute positions": (GPT2LMHeadModel, GPT2Config, {}),
+    "experts": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "router_aux_loss_coef": 0.01,
+            "output_router_logits": True,
+            "head_dim": 16,
+        },
+    ),
+    "state space": (MambaForCausalLM, MambaConfig, {"state_size": 4}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_families(family, tokenizer, tmp_path):
+    model_class, config_class, special = FAMILIES[family]
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 48,
+        "max_position_embeddings": 256,
+    }
+    if family == "absolute positions":
+        shape.pop("num_key_value_heads")
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    model = model_class(config_class(**shape, **special, **ends))
+    model.generation_config.update(**ends)
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", generation_kwargs=OFTEN_DONE))
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    verify_scores(trainer)
+    train(trainer)
 
 
 def test_every_micro_batch_keeps_rows_and_their_token_advantages_together(model, tokenizer, tmp_path):
@@ -698,7 +769,8 @@ def test_a_plain_grpo_config_keeps_its_values_and_gets_the_defaults_of_rlrt(mode
 @pytest.mark.parametrize("adapter", [False, True])
 def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(RLRTTrainer, "config_class", lambda name: RLRTConfig(name, use_cpu=True, bf16=False))
+    on_cpu = functools.partialmethod(RLRTConfig.__init__, use_cpu=True, bf16=False)  # TRL's defaults want a GPU
+    monkeypatch.setattr(RLRTConfig, "__init__", on_cpu)
     model.config._name_or_path = "some/tiny-model"
     policy = preloaded_adapter(model) if adapter else model
     trainer = build(RLRTTrainer, None, policy, tokenizer)
@@ -707,7 +779,7 @@ def test_no_args_at_all(adapter, model, tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_config_of_another_algorithm_is_refused(model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="RLRTTrainer needs an RLRTConfig, not a SelfDistillConfig"):
+    with pytest.raises(ValueError, match="RLRTConfig, not SelfDistillConfig"):
         build(RLRTTrainer, SelfDistillConfig(**settings(tmp_path)), model, tokenizer)
 
 
@@ -876,6 +948,7 @@ def test_environments(data, tool_user, tmp_path):
         assert [rollout.correct for rollout in batch.rollouts] == [True, False] * 4
         for rollout, ids in zip(batch.rollouts, batch.teacher["teacher_prompt_ids"], strict=True):
             assert f"[{rollout.peers[0]}]{asked}<|end|>" in tokenizer.decode(ids)
+            assert '"name": "guess"' in tokenizer.decode(ids)
 
 
 def test_gold_without_a_dataset_is_refused(tool_user, tmp_path):
@@ -950,25 +1023,24 @@ def pictures(pick: Any) -> Dataset:
 
 
 def vlm_settings(tmp_path: Any, **overrides: Any) -> dict[str, Any]:
-    # An untrained model would hardly ever end its answer.
     return distill_settings(
         tmp_path,
         **{
             "context": "gold",
             "context_placement": "system",
             "teacher_template": "[{context}]",
-            "generation_kwargs": {"sequence_bias": [[[END_ID], 5.0]]},
+            "generation_kwargs": OFTEN_DONE,
             "learning_rate": 1e-2,
             **overrides,
         },
     )
 
 
-END_ID = build_tokenizer().eos_token_id
 MAKERS = {"llava": tiny_llava, "qwen2_vl": tiny_qwen2_vl}
 VLM_CASES = {
     "one": (lambda i: 1, {}),
     "several": (lambda i: 1 + i % 2, {"num_iterations": 2}),
+    "base": (lambda i: 1, {"teacher_model_kind": "base", "max_steps": 3}),
     "lora": (lambda i: 1, {"teacher_model_kind": "base", "max_steps": 3}),
     "peers": (lambda i: 1, {"context": "peer", "max_steps": 4}),
     "split": (
@@ -995,7 +1067,7 @@ def test_prompts_with_images(maker, case, tmp_path):
             inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
         return inputs
 
-    verify_scores(trainer, start=start if case == "lora" else None, media=media)
+    verify_scores(trainer, start=start if case in ("base", "lora") else None, media=media)
     for batch in train(trainer):
         assert batch.pixel_values is not None
         for own, sees in zip(batch_ids(batch.prompt_ids, batch.prompt_mask), teacher_ids(batch), strict=True):
@@ -1031,3 +1103,43 @@ def test_a_template_that_drops_the_system_turn_is_refused_at_construction(tmp_pa
             processor,
             train_dataset=pictures(lambda i: 1),
         )
+
+
+def test_a_tool_that_returns_an_image(tmp_path):
+    def look(where: str) -> list:
+        """Look somewhere.
+
+        Args:
+            where: The place.
+        """
+        return [{"type": "image", "image": picture(3, 24)}, {"type": "text", "text": "there"}]
+
+    model, processor = tiny_qwen2_vl()
+    tokenizer = processor.tokenizer
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True)])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    calls = "{% for c in m.get('tool_calls') or [] %}{{ '<call>' + (c['function'] | tojson) + '</call>' }}{% endfor %}"
+    processor.chat_template = processor.chat_template.replace("{{ '<|end|>' }}", calls + "{{ '<|end|>' }}")
+    tokenizer.response_template = TOOL_RESPONSE
+    config = RLRTConfig(**vlm_settings(tmp_path, max_completion_length=200, context="peer", max_steps=1))
+    trainer = build(
+        RLRTTrainer,
+        config,
+        model,
+        processor,
+        train_dataset=pictures(lambda i: 1),
+        tools=[look],
+        reward_funcs=lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))],
+    )
+    wanted = '<call>{"name": "look", "arguments": {"where": "up"}}</call><|end|>'
+    scripted(trainer, [wanted, "2<|end|>", "3<|end|>", wanted], "4<|end|>")
+
+    def media(batch, ids):
+        types = (torch.cat([ids, batch["completion_ids"]], dim=1) == model.config.image_token_id).long()
+        inputs = {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+        return {**inputs, "mm_token_type_ids": types}
+
+    verify_scores(trainer, media=media)
+    (batch,) = train(trainer)
+    assert batch.num_images == [2, 1, 1, 2] * 2
+    assert not batch.scores.mask[batch.completion_ids == model.config.image_token_id].any()

@@ -142,14 +142,14 @@ def test_bad_arguments(bad, monkeypatch):
 
 
 def test_bad_shapes_name_the_way_out():
-    from trl_selfdistill.ops.api import _check
+    from trl_selfdistill.ops.checks import check_arguments
 
     p = problem(3, 4, 5)
     with pytest.raises(ValueError, match="output_head"):
-        _check("torch", None, torch.empty(0), None, None, p.student)
+        check_arguments("torch", None, torch.empty(0), None, None, p.student)
     with pytest.raises(ValueError, match="same tokens"):
-        _check("torch", None, p.weight, None, None, p.student, p.teacher[:2])
+        check_arguments("torch", None, p.weight, None, None, p.student, p.teacher[:2])
     with pytest.raises(ValueError, match="bias"):
-        _check("torch", None, p.weight, p.weight[0], None, p.student)
+        check_arguments("torch", None, p.weight, p.weight[0], None, p.student)
     with pytest.raises(ValueError, match="targets"):
-        _check("torch", None, p.weight, None, p.targets[:1], p.student)
+        check_arguments("torch", None, p.weight, None, p.targets[:1], p.student)

@@ -15,6 +15,11 @@ VALUES = "selfdistill_state.json"
 TENSORS = "selfdistill_teacher.safetensors"
 
 
+def checkpoint_folder(run_folder: str, step: int) -> Path:
+    """The folder into which transformers saves step `step`."""
+    return Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
 def write_state(folder: Path, trainer: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write the state of the trainer called `trainer` into a checkpoint folder, which need not exist yet.
 

@@ -31,9 +31,8 @@ class PrivilegedContextCollator:
     prompt); system messages, earlier turns and tool schemas stay. `"system"` puts a block before the prompt's own
     tokens, which stay untouched: for multi-turn prompts, tools, images, and prompts that do not end with a user turn.
 
-    A context is always encoded as plain text. Chat markers inside it never become special tokens, and braces in it mean
-    nothing. `max_context_tokens` cuts the context alone, in its middle, never the question, the instruction around it
-    or the generation header.
+    A context is always encoded as plain text: chat markers in it never become special tokens, and braces mean nothing.
+    `max_context_tokens` cuts its middle, never the question, the instruction around it or the generation header.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the policy.
@@ -95,37 +94,36 @@ class PrivilegedContextCollator:
 
         Raises `ValueError` when a context is not text, or cannot be placed.
         """
-        tools = tools or [None] * len(prompts)
-        rows, lengths, truncated = [], [], []
-        for i, (prompt, context) in enumerate(zip(prompts, contexts, strict=True)):
-            own_ids = None if prompt_ids is None else prompt_ids[i]
-            texts = {"{context}": context, "{feedback}": None if feedback is None else feedback[i]}
-            ids, length, cut = self._row(prompt, texts, own_ids, tools[i])
-            rows.append(ids)
-            lengths.append(length)
-            truncated.append(cut)
-        padded, mask = pad_left(self.tokenizer, rows)
+        rows = [
+            self._row(
+                prompt,
+                {"{context}": contexts[i], "{feedback}": None if feedback is None else feedback[i]},
+                None if prompt_ids is None else prompt_ids[i],
+                None if tools is None else tools[i],
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        padded, mask = pad_left(self.tokenizer, [ids for ids, _, _ in rows])
         return BatchEncoding(
             {
                 "teacher_prompt_ids": padded,
                 "teacher_prompt_mask": mask,
                 "has_context": torch.tensor([context is not None for context in contexts], dtype=torch.bool),
-                "context_tokens": torch.tensor(lengths, dtype=torch.long),
-                "context_truncated": torch.tensor(truncated, dtype=torch.bool),
+                "context_tokens": torch.tensor([length for _, length, _ in rows], dtype=torch.long),
+                "context_truncated": torch.tensor([cut for _, _, cut in rows], dtype=torch.bool),
             }
         )
 
     def _row(
         self, prompt: Prompt, texts: dict[str, str | None], own_ids: list[int] | None, tools: list[Any] | None
     ) -> tuple[list[int], int, bool]:
-        """(ids, length of the context, whether it was cut) of one row."""
         if texts["{context}"] is None:
             return own_ids or self._student_ids(prompt, tools), 0, False
         literal = {name: self._encode_literally(name, text) for name, text in texts.items() if name in self._template}
         context = literal["{context}"]
         literal["{context}"] = cut_middle(self.tokenizer, context, self.max_context_tokens)
         markers = unused_markers(self._template, self._template + str(prompt))
-        literal = {marker: literal[name] for name, marker in markers.items()}
+        literal = {markers[name]: ids for name, ids in literal.items()}
         if self.context_placement == "user":
             ids = self._user_prompt(prompt, tools, markers, literal)
         else:

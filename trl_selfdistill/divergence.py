@@ -4,13 +4,15 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
+from trl_selfdistill.lesson import Lesson
 from trl_selfdistill.ops import DivergenceOutput, linear_divergence, output_head
 from trl_selfdistill.scoring import causal_lm, inside_forward, media_of
 from trl_selfdistill.signals import TokenScores
 from trl_selfdistill.teacher import scoring_mode
-from trl_selfdistill.trainer import Lesson, SelfDistillTrainer
+from trl_selfdistill.trainer import SelfDistillTrainer
 
 
 class DivergenceTrainer(SelfDistillTrainer):
@@ -18,6 +20,13 @@ class DivergenceTrainer(SelfDistillTrainer):
 
     The teacher is asked when the loss is computed, with its weights of that moment, and not when the rollouts are made.
     """
+
+    def set_up(self) -> None:
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{type(self).__name__} reads hidden states and does not support prompt or prefix tuning. Use a "
+                "peft_config of another kind, such as LoraConfig."
+            )
 
     @abstractmethod
     def divergence_settings(self) -> dict[str, Any]:

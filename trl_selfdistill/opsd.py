@@ -56,9 +56,7 @@ class OPSDConfig(SelfDistillConfig):
     where they are not given, as in the paper. Templates that know no thinking ignore them.
     """
 
-    num_generations: int = field(
-        default=1, metadata={"help": "Rollouts a prompt. OPSD compares none, so one is enough."}
-    )
+    num_generations: int = field(default=1, metadata={"help": "Rollouts a prompt. OPSD compares none: one will do."})
     teacher_model_kind: str = field(
         default="base",
         metadata={

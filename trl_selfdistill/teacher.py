@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
 
 from trl_selfdistill.ops import Head, output_head
@@ -100,19 +100,25 @@ def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
         )
     active: Any = model.active_adapter
     config = model.peft_config[active]
-    if not preloaded and getattr(config, "init_lora_weights", True) in _STARTS_AS_BASE:
+    starts_as_base = not isinstance(config, LoraConfig) or config.init_lora_weights in _STARTS_AS_BASE
+    if starts_as_base and not preloaded:
         return AdapterTeacher(model, None)
     if REFERENCE_ADAPTER not in model.peft_config:
-        twin_config: Any = copy.copy(config)
-        if isinstance(config, LoraConfig):
-            twin_config.init_lora_weights = True  # PiSSA and its kin would change the base weights once more
-        model.add_adapter(REFERENCE_ADAPTER, twin_config)
+        model.add_adapter(REFERENCE_ADAPTER, plainly_initialised(config))
     for name, parameter in adapter_parameters(model, active):
         parts = [REFERENCE_ADAPTER if part == active else part for part in name.split(".")]
         # With the precision too: TRL casts the adapters of a quantised model to bfloat16.
         model.get_parameter(".".join(parts)).data = parameter.data.clone()
     freeze_adapter(model, REFERENCE_ADAPTER)
     return AdapterTeacher(model, REFERENCE_ADAPTER)
+
+
+def plainly_initialised(config: PeftConfig) -> PeftConfig:
+    """`config` for an adapter that is filled by hand: PiSSA and its kin would change the base weights once more."""
+    config = copy.copy(config)
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True
+    return config
 
 
 def adapter_parameters(model: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:

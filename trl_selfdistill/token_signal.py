@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trl_selfdistill.lesson import Lesson
 from trl_selfdistill.signals import TokenScores
-from trl_selfdistill.trainer import Lesson, SelfDistillTrainer
+from trl_selfdistill.trainer import SelfDistillTrainer
 
 
 class TokenSignalTrainer(SelfDistillTrainer):

@@ -1,12 +1,11 @@
 """All contact with TRL's internals. Only this file may touch a name of TRL that begins with an underscore.
 
-TRL samples rollouts and rewards them; this class picks what the teacher is shown, builds its prompts and hands both to
-the algorithm's kind: `token_signal.py` shapes the advantages, `divergence.py` replaces the loss.
+TRL samples rollouts and rewards them; this class picks what the teacher is shown and hands it to the algorithm's kind:
+`token_signal.py` shapes the advantages, `divergence.py` replaces the loss.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,38 +23,27 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill.build import make_collator, make_teacher
-from trl_selfdistill.checkpoint import last_complete_checkpoint, read_state, write_state
+from trl_selfdistill.checkpoint import checkpoint_folder, last_complete_checkpoint, read_state, write_state
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.contexts import (
     ContextBuilder,
     Rollout,
     completion_text,
-    group_peers,
     resolve_context,
     verdict,
 )
 from trl_selfdistill.datachecks import GoldColumns, reward_index
 from trl_selfdistill.ema import EMACallback, EMATeacher
+from trl_selfdistill.lesson import Lesson, make_rollouts
 from trl_selfdistill.metrics import MetricLog
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of, rows_to_score
 from trl_selfdistill.signals import TokenScores, exact_median
 from trl_selfdistill.teacher import LiveTeacher, Teacher, scoring_mode
 from trl_selfdistill.token_log import TokenLog
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What a batch of B rollouts is taught with."""
-
-    rollouts: list[Rollout]
-    contexts: list[str | None]
-    prompts: BatchEncoding
-    """The collator's output: teacher_prompt_ids, teacher_prompt_mask, has_context and counts."""
 
 
 class SelfDistillTrainer(GRPOTrainer, ABC):
@@ -70,7 +58,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     """The algorithm's own `teacher_template` by placement; the collator's defaults where it has none."""
 
     args: SelfDistillConfig
-    model: Any  # what TRL and accelerate make of it: plain, PEFT, sharded
+    model: Any  # the types that TRL and accelerate give to these are wider than what is used here
     train_dataset: Any
     processing_class: Any
     chat_template: Any
@@ -127,7 +115,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         uses_gold = context_builder is None and args.context in ("gold", "peer_else_gold")
         self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
         # TRL makes a dataset of empty prompts where an environment has the data.
-        for dataset in (self.train_dataset, *_as_list(eval_dataset)):
+        for dataset in _as_list(self.train_dataset) + _as_list(eval_dataset):
             if dataset is not None and (row := self._gold.add(dataset)) is not None:
                 self._probe(row)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
@@ -140,7 +128,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         self.set_up()
 
     def set_up(self) -> None:
-        """Called at the end of construction, for what an algorithm keeps."""
+        """The end of construction, for what an algorithm keeps."""
 
     @staticmethod
     def rewards_for(reward_funcs: Any, args: Any) -> Any:
@@ -152,9 +140,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         if "prompt" in row:
             # The tokens of a prompt with images come from the processor. They stay as they are.
             own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
-            self.collator(
-                [row["prompt"]], ["A context."], feedback=["Feedback."], prompt_ids=own_ids, tools=[self.tools]
-            )
+            texts = ([row["prompt"]], ["A context."])
+            self.collator(*texts, feedback=["Feedback."], prompt_ids=own_ids, tools=[self.tools])
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -165,26 +152,20 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         # The one place that sees rows, texts and the rewards of all processes. Consumed before the caller returns.
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         finished = [bool(ids) and ids[-1] in ends for ids in completion_ids_list]
-        texts = [completion_text(completion) for completion in completions]
-        rollouts = self._make_rollouts(inputs, texts, finished, rewards[:, self._correctness_index])
+        texts = gather_object([completion_text(completion) for completion in completions])
+        enough = (rewards[:, self._correctness_index] >= self.args.correctness_threshold).tolist()  # False for NaN
+        rollouts = make_rollouts(
+            inputs,
+            [self._gold.of(row) for row in inputs],
+            texts,
+            [good and done for good, done in zip(enough, gather_object(finished), strict=True)],
+            group_size=self.num_generations if self.model.training else self.num_generations_eval,
+            seed=self._batch_seed(),
+            first=self.accelerator.process_index * len(inputs),
+        )
         own_texts = [completion_text(completion, tool_results=False) for completion in completions]
         self._rewarded = (prompts, own_texts, rollouts)
         return rewards
-
-    def _make_rollouts(
-        self, rows: list[dict[str, Any]], texts: list[str], finished: list[bool], rewards: Tensor
-    ) -> list[Rollout]:
-        """This process's rollouts, with peers from the whole group, which may straddle processes."""
-        all_texts, all_finished = gather_object(texts), gather_object(finished)
-        enough = (rewards >= self.args.correctness_threshold).tolist()  # False for NaN
-        correct = [good and done for good, done in zip(enough, all_finished, strict=True)]
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        peers = group_peers(all_texts, correct, size, self._batch_seed())
-        first = self.accelerator.process_index * len(rows)
-        return [
-            Rollout(row=row, completion=all_texts[n], correct=correct[n], gold=self._gold.of(row), peers=peers[n])
-            for n, row in enumerate(rows, start=first)
-        ]
 
     def _batch_seed(self) -> str:
         """Names this batch of rollouts: the same in every process, and the same again after a restart."""
@@ -258,7 +239,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
                 compute_entropy=True,
                 **media_of(batch, width=prompt_ids.size(1) + completion_ids.size(1)),
             )
-        logps[rows], entropies[rows] = out[0], out[1]
+        logps[rows], entropies[rows] = out[0].float(), out[1].float()
         return logps, entropies
 
     def _compute_loss(self, model, inputs):
@@ -294,8 +275,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def _save_checkpoint(self, model, trial):
         tensors = self.teacher.state() if isinstance(self.teacher, EMATeacher) else {}  # gathered by all processes
         if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_state(Path(self._get_output_dir(trial=trial), name), self._name, self.state_values(), tensors)
+            folder = checkpoint_folder(self._get_output_dir(trial=trial), self.state.global_step)
+            write_state(folder, self._name, self.state_values(), tensors)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
