@@ -4,6 +4,7 @@ Pull the student toward itself with the solution at hand, token by token over th
 No reward, and one rollout a prompt.
 """
 
+import math
 import textwrap
 import warnings
 from dataclasses import dataclass, field
@@ -45,10 +46,10 @@ class OPSDConfig(SelfDistillConfig):
             Jensen-Shannon divergence.
         opsd_entry_clip (`float`, *optional*):
             τ in nats, upper bound of each vocabulary entry of the divergence, before the sum. The published code uses
-            0.05. `None`: no clip.
+            0.05. `None`, or `inf` on a command line: no clip.
         opsd_token_clip (`float`, *optional*, defaults to `0.05`):
             Upper bound in nats of a token's divergence; above it the token keeps its direction and loses weight.
-            `None`: no clip.
+            `None`, or `inf` on a command line: no clip.
         opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
             Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` > 1.
 
@@ -79,6 +80,8 @@ class OPSDConfig(SelfDistillConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.num_generations < 1:
+            raise ValueError(f"num_generations={self.num_generations} must be at least 1.")
         single = self.num_generations == 1
         if single:
             self.num_generations = _One(1)
@@ -87,6 +90,8 @@ class OPSDConfig(SelfDistillConfig):
             self.num_generations = 1
 
     def set_defaults(self) -> None:
+        self.opsd_entry_clip = None if self.opsd_entry_clip == math.inf else self.opsd_entry_clip
+        self.opsd_token_clip = None if self.opsd_token_clip == math.inf else self.opsd_token_clip
         if self.chat_template_kwargs is None:
             self.chat_template_kwargs = {"enable_thinking": False}
         if self.teacher_chat_template_kwargs is None:
@@ -101,7 +106,7 @@ class OPSDConfig(SelfDistillConfig):
                 raise ValueError(f"{name}={value} must be positive, or None for no clip.")
         if self.opsd_policy_weight < 0:
             raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
-        if self.opsd_policy_weight > 0 and self.num_generations < 2:
+        if self.opsd_policy_weight > 0 and self.num_generations == 1:
             raise ValueError(
                 "opsd_policy_weight > 0 adds GRPO's loss, which compares the rollouts of a prompt: set num_generations "
                 "to at least 2."
