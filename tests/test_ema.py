@@ -159,3 +159,17 @@ def test_a_checkpoint_without_or_with_foreign_state_is_refused(model_dir, tokeni
     with pytest.raises(ValueError, match=r"no selfdistill_state.json, without which AntiSD"):
         make(AntiSDTrainer).train(resume_from_checkpoint=checkpoint)
     make(RLRTTrainer, max_steps=2).train(resume_from_checkpoint=checkpoint)  # live: nothing to remember
+
+
+def test_a_finished_run_stays_finished_and_no_checkpoint_is_an_error(model_dir, tokenizer, tmp_path):
+    def make():
+        config = RLRTConfig(**distill_settings(tmp_path, save_strategy="steps", save_steps=1, max_steps=2))
+        return build(RLRTTrainer, config, str(model_dir), tokenizer)
+
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        make().train(resume_from_checkpoint=True)
+    first = make()
+    first.train()
+    again = make()
+    assert again.train(resume_from_checkpoint=True).global_step == 2
+    assert_same_state(state_of(first.model), state_of(again.model))

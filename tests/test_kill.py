@@ -41,7 +41,7 @@ def test_a_killed_run_resumes_and_ends_like_an_unkilled_one(seed, whole, model_d
     while not list(tmp_path.glob("run/checkpoint-*")):  # the first save has begun
         assert process.is_alive()
         time.sleep(0.001)
-    time.sleep(random.Random(seed).uniform(0.0, seconds))
+    time.sleep(random.Random(seed).uniform(0.0, 0.7 * seconds))
     process.kill()
     process.join()
     left = sorted(path.name for path in tmp_path.glob("run/checkpoint-*"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -57,6 +58,18 @@ def read_state(folder: Path, trainer: str, *, tensors: bool) -> tuple[dict[str, 
     return values, load_file(folder / TENSORS) if tensors else {}
 
 
+class RunFinishedError(Exception):
+    """A resumed run has no step left."""
+
+
+class StopFinishedRun(TrainerCallback):
+    """Ends a resumed run that was killed between its last save and its end; transformers would train one step more."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps > 0:
+            raise RunFinishedError
+
+
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder` that was written to its end, `None` when there is none.
 
@@ -65,6 +78,16 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
     newest_first = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     return next((path for path in newest_first if is_complete(path)), None)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """`last_complete_checkpoint`, and a `ValueError` where there is none."""
+    found = last_complete_checkpoint(folder)
+    if found is None:
+        raise ValueError(
+            f"resume_from_checkpoint=True found no complete checkpoint in {folder}. Start without it, or name a folder."
+        )
+    return found
 
 
 def is_complete(checkpoint: Path) -> bool:

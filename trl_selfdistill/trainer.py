@@ -23,10 +23,18 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_utils import TrainOutput
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill.build import make_collator, make_teacher
-from trl_selfdistill.checkpoint import checkpoint_folder, last_complete_checkpoint, read_state, write_state
+from trl_selfdistill.checkpoint import (
+    RunFinishedError,
+    StopFinishedRun,
+    checkpoint_folder,
+    newest_checkpoint,
+    read_state,
+    write_state,
+)
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.contexts import (
     ContextBuilder,
@@ -123,6 +131,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         self.feedback: ContextBuilder = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
+        self.add_callback(StopFinishedRun)
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(EMACallback(self.teacher))
         self.set_up()
@@ -291,9 +300,12 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(Path(self.args.output_dir or "."))
-            resume_from_checkpoint = True if found is None else str(found)  # True: let transformers complain
-        return super().train(resume_from_checkpoint, **kwargs)
+            resume_from_checkpoint = str(newest_checkpoint(Path(self.args.output_dir or ".")))
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        except RunFinishedError:
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            return TrainOutput(self.state.global_step, 0.0, {})
 
 
 def _as_list(dataset: Any) -> list[Any]:
