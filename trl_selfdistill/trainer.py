@@ -74,6 +74,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
+    _last_batch = (-1, 0)  # (step, batch of that step) of the rollouts made last
 
     def __init__(
         self,
@@ -127,7 +128,6 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
             if dataset is not None and (row := self._gold.add(dataset)) is not None:
                 self._probe(row)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
-        self._last_batch = (-1, 0)
         self.feedback: ContextBuilder = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
