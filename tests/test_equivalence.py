@@ -10,6 +10,7 @@ from helpers import (
     settings,
     state_of,
     step_logs,
+    sums,
 )
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -123,3 +124,24 @@ def test_rows_without_a_teacher_and_masked_tokens_are_exactly_grpo(model_dir, to
     assert torch.equal(plain, plain[:, :1].expand_as(plain))
     padding = ~batch["completion_mask"].bool()
     assert not scores[0].mask[padding].any()
+
+
+def test_evaluation_does_not_change_which_peers_training_picks(model_dir, tokenizer, tmp_path):
+    # Nor does a restart, which does not repeat the evaluation before the checkpoint.
+    runs = []
+    for eval_strategy in ("no", "steps"):
+        config = RLRTConfig(**distill_settings(tmp_path, eval_strategy=eval_strategy, eval_steps=1, max_steps=3))
+        trainer = build(RLRTTrainer, config, str(model_dir), tokenizer, eval_dataset=sums().select(range(4)))
+        original, seeds = trainer._batch_seed, []
+
+        def recorded(trainer=trainer, original=original, seeds=seeds):
+            seed = original()
+            if trainer.model.training:
+                seeds.append(seed)
+            return seed
+
+        trainer._batch_seed = recorded
+        trainer.train()
+        runs.append(seeds)
+    assert len(set(runs[0])) == 3
+    assert runs[0] == runs[1]

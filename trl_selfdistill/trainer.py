@@ -74,7 +74,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
-    _last_batch = (-1, 0)  # (step, batch of that step) of the rollouts made last
+    _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
 
     def __init__(
         self,
@@ -178,10 +178,11 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
 
     def _batch_seed(self) -> str:
         """Names this batch of rollouts: the same in every process, and the same again after a restart."""
-        step, count = self._last_batch
-        self._last_batch = (self.state.global_step, count + 1 if step == self.state.global_step else 0)
-        mode = "train" if self.model.training else "eval"
-        return "/".join(map(str, (self.args.seed, mode, *self._last_batch)))
+        mode = "train" if self.model.training else "eval"  # counted apart: a restart does not evaluate again
+        step, count = self._last_batch[mode]
+        last = (self.state.global_step, count + 1 if step == self.state.global_step else 0)
+        self._last_batch = {**self._last_batch, mode: last}
+        return "/".join(map(str, (self.args.seed, mode, *last)))
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
