@@ -12,7 +12,8 @@ from helpers import (
     step_logs,
     sums,
 )
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
@@ -144,4 +145,19 @@ def test_evaluation_does_not_change_which_peers_training_picks(model_dir, tokeni
         trainer.train()
         runs.append(seeds)
     assert len(set(runs[0])) == 3
+    assert runs[0] == runs[1]
+
+
+def test_the_base_teacher_of_a_preloaded_adapter_leaves_grpos_random_numbers_alone(model_dir, tokenizer, tmp_path):
+    runs = []
+    for trainer_class, config in (
+        (GRPOTrainer, GRPOConfig(**settings(tmp_path))),
+        (RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, teacher_model_kind="base"), rlrt_strength=0.0)),
+    ):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+        trainer = build(trainer_class, config, model, tokenizer)
+        trainer.train()
+        runs.append([{key: entry.get(key) for key in GRPO_KEYS} for entry in step_logs(trainer)])
     assert runs[0] == runs[1]
