@@ -272,8 +272,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_token_signals:
-            folder = Path(self.args.output_dir or ".") / "token_signals"
-            self.token_log.write(folder, self.state.global_step, main_process=self.accelerator.is_main_process)
+            name = f"token_signals/{'' if self.model.training else 'eval_'}step_{self.state.global_step:06d}.parquet"
+            self.token_log.write(Path(self.args.output_dir or ".", name), main_process=self.accelerator.is_main_process)
 
     def state_values(self) -> dict[str, Any]:
         """What an algorithm must remember between processes, as JSON values."""
