@@ -166,7 +166,12 @@ class AntiSDTrainer(TokenSignalTrainer):
 
     def load_state_values(self, values: dict[str, Any]) -> None:
         gate = EntropyGate(**values["gate"])
-        self.gate = replace(gate, warmup=self.gate.warmup, close_ratio=self.gate.close_ratio)
+        if gate.warmup != self.gate.warmup:
+            raise ValueError(
+                f"antisd_warmup={self.gate.warmup}, but the checkpoint's gate was measured with {gate.warmup}. Resume "
+                f"with antisd_warmup={gate.warmup}, or start a new run from the checkpoint's weights."
+            )
+        self.gate = replace(gate, close_ratio=self.gate.close_ratio)
 
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores
