@@ -1,7 +1,9 @@
 import pytest
+from helpers import build, distill_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_selfdistill import OPSDConfig, OPSDTrainer
 from trl_selfdistill.contexts import (
     Rollout,
     completion_text,
@@ -92,3 +94,13 @@ def test_text_of_completions():
         {"role": "assistant", "reasoning_content": "so", "content": "three"},
     ]
     assert completion_text(turns) == "add({'a': 1})\n3\nso\nthree"
+
+
+def test_opsd_refuses_peers_that_can_never_come(model_dir, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"context='peer'.*num_generations"):
+        OPSDConfig(**distill_settings(tmp_path, context="peer", num_generations=1))
+    for context in ("peer", "peer_else_gold"):
+        config = OPSDConfig(**distill_settings(tmp_path, context=context))
+        with pytest.raises(ValueError, match=f"context='{context}' needs reward_funcs"):
+            build(OPSDTrainer, config, str(model_dir), tokenizer, reward_funcs=None)
+        build(OPSDTrainer, config, str(model_dir), tokenizer)

@@ -10,8 +10,10 @@ from helpers import (
     settings,
     state_of,
     step_logs,
+    sums,
 )
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
@@ -123,3 +125,39 @@ def test_rows_without_a_teacher_and_masked_tokens_are_exactly_grpo(model_dir, to
     assert torch.equal(plain, plain[:, :1].expand_as(plain))
     padding = ~batch["completion_mask"].bool()
     assert not scores[0].mask[padding].any()
+
+
+def test_evaluation_does_not_change_which_peers_training_picks(model_dir, tokenizer, tmp_path):
+    # Nor does a restart, which does not repeat the evaluation before the checkpoint.
+    runs = []
+    for eval_strategy in ("no", "steps"):
+        config = RLRTConfig(**distill_settings(tmp_path, eval_strategy=eval_strategy, eval_steps=1, max_steps=3))
+        trainer = build(RLRTTrainer, config, str(model_dir), tokenizer, eval_dataset=sums().select(range(4)))
+        original, seeds = trainer._batch_seed, []
+
+        def recorded(trainer=trainer, original=original, seeds=seeds):
+            seed = original()
+            if trainer.model.training:
+                seeds.append(seed)
+            return seed
+
+        trainer._batch_seed = recorded
+        trainer.train()
+        runs.append(seeds)
+    assert len(set(runs[0])) == 3
+    assert runs[0] == runs[1]
+
+
+def test_the_base_teacher_of_a_preloaded_adapter_leaves_grpos_random_numbers_alone(model_dir, tokenizer, tmp_path):
+    runs = []
+    for trainer_class, config in (
+        (GRPOTrainer, GRPOConfig(**settings(tmp_path))),
+        (RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, teacher_model_kind="base"), rlrt_strength=0.0)),
+    ):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+        trainer = build(trainer_class, config, model, tokenizer)
+        trainer.train()
+        runs.append([{key: entry.get(key) for key in GRPO_KEYS} for entry in step_logs(trainer)])
+    assert runs[0] == runs[1]

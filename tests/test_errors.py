@@ -7,8 +7,9 @@ from datasets import Dataset, IterableDataset
 from helpers import build, distill_settings, lenient_reward, record_scores, settings, step_logs, sums
 from trl import GRPOConfig
 
-from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill._compat import UnsupportedTRLError, check_trl
+from trl_selfdistill.contexts import Rollout, verdict
 
 
 def make(model_dir, tokenizer, tmp_path, *, config=None, **kwargs):
@@ -160,3 +161,23 @@ def test_a_script_that_changes_only_the_class_keeps_its_grpo_config(model_dir, t
     assert type(args) is GRPOConfig
     trainer.train()
     assert "self_distill/log_ratio" in step_logs(trainer)[0]
+
+
+def no_feedback(rollout):
+    return None
+
+
+def test_a_feedback_function_that_says_nothing_leaves_it_to_the_verdict(model_dir, tokenizer, tmp_path):
+    config = AntiSDConfig(**settings(tmp_path, context="gold", antisd_feedback="test_errors.no_feedback"))
+    trainer = build(AntiSDTrainer, config, str(model_dir), tokenizer)
+    trainer.train()
+    rollout = Rollout(row={}, completion="2", correct=True)
+    assert trainer.feedback(rollout) == verdict(rollout)
+
+
+def test_feedback_that_is_no_text_is_refused_where_the_template_asks_for_it(model_dir, tokenizer, tmp_path):
+    dataset = sums().add_column("feedback", list(range(100)))
+    make(model_dir, tokenizer, tmp_path, config={"context": "gold"}, train_dataset=dataset).train()
+    config = {"context": "gold", "teacher_template": "{prompt}{context}{feedback}"}
+    with pytest.raises(ValueError, match=r"{feedback} must be a string or None, got int"):
+        make(model_dir, tokenizer, tmp_path, config=config, train_dataset=dataset).train()

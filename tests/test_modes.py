@@ -567,6 +567,18 @@ def test_evaluation(form, generations, model, tokenizer, tmp_path):
         assert "eval_self_distill/correct" in first
 
 
+def test_token_signals_of_evaluation_do_not_overwrite_those_of_training(model, tokenizer, tmp_path):
+    config = RLRTConfig(
+        **distill_settings(
+            tmp_path, log_token_signals=True, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4
+        )
+    )
+    build(RLRTTrainer, config, model, tokenizer, eval_dataset=sums().select(range(2))).train()
+    written = {file.name: len(Dataset.from_parquet(str(file))) for file in (tmp_path / "token_signals").iterdir()}
+    steps = ("step_000001.parquet", "step_000002.parquet")
+    assert written == {**dict.fromkeys(steps, 8), **{f"eval_{name}": 4 for name in steps}}
+
+
 def test_train_and_eval_sets_may_name_the_gold_column_differently(model, tokenizer, tmp_path):
     both = renamed(sums()).add_column("solution", ["wrong"] * 100)
     config = RLRTConfig(

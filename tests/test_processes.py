@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from helpers import assert_same_state, distill_settings, run_trainer
+from helpers import assert_same_state, build, distill_settings, run_trainer
+
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer
 
 
 @pytest.mark.slow
@@ -122,3 +124,15 @@ def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, 
             mine, theirs = one.state["values"]["gate"], other.state["values"]["gate"]
             assert mine.pop("history") == pytest.approx(theirs.pop("history"), abs=1e-6)
             assert mine == theirs
+
+
+def test_a_resumed_gate_keeps_the_warm_up_that_it_was_measured_with(model_dir, tokenizer, tmp_path):
+    def make(max_steps: int, warmup: int) -> AntiSDTrainer:
+        config = distill_settings(
+            tmp_path, save_strategy="steps", save_steps=2, max_steps=max_steps, antisd_warmup=warmup
+        )
+        return build(AntiSDTrainer, AntiSDConfig(**config), str(model_dir), tokenizer)
+
+    make(2, 1).train()
+    with pytest.raises(ValueError, match=r"antisd_warmup=3.*measured with 1"):
+        make(4, 3).train(resume_from_checkpoint=True)

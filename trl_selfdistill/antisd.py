@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig, in_range
-from trl_selfdistill.contexts import resolve_function
+from trl_selfdistill.contexts import resolve_function, verdict
 from trl_selfdistill.signals import EntropyGate, TokenScores, masked_fill_nan, phi
 from trl_selfdistill.token_signal import TokenSignalTrainer
 
@@ -61,7 +61,8 @@ class AntiSDConfig(SelfDistillConfig):
             `"toward"` is the baseline: A + λ u, without warm-up and gate.
         antisd_feedback (`str`, *optional*):
             Dotted path of a function `Rollout -> str | None` that says how the rollout fared ("passes 7 of 12 tests").
-            `None`: the row's `feedback` column where there is one, else whether the rollout was correct.
+            `None`, also as its answer: the row's `feedback` column where it has one, else whether the rollout was
+            correct.
     """
 
     context: str = field(
@@ -157,14 +158,20 @@ class AntiSDTrainer(TokenSignalTrainer):
     def set_up(self) -> None:
         self.gate = EntropyGate(warmup=self.args.antisd_warmup, close_ratio=self.args.antisd_close_ratio)
         if self.args.antisd_feedback is not None:
-            self.feedback = resolve_function(self.args.antisd_feedback, field="antisd_feedback")
+            own = resolve_function(self.args.antisd_feedback, field="antisd_feedback")
+            self.feedback = lambda rollout: verdict(rollout) if (text := own(rollout)) is None else text
 
     def state_values(self) -> dict[str, Any]:
         return {"gate": asdict(self.gate)}
 
     def load_state_values(self, values: dict[str, Any]) -> None:
         gate = EntropyGate(**values["gate"])
-        self.gate = replace(gate, warmup=self.gate.warmup, close_ratio=self.gate.close_ratio)
+        if gate.warmup != self.gate.warmup:
+            raise ValueError(
+                f"antisd_warmup={self.gate.warmup}, but the checkpoint's gate was measured with {gate.warmup}. Resume "
+                f"with antisd_warmup={gate.warmup}, or start a new run from the checkpoint's weights."
+            )
+        self.gate = replace(gate, close_ratio=self.gate.close_ratio)
 
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores

@@ -127,6 +127,11 @@ class SelfDistillConfig(GRPOConfig):
     def check(self) -> None:
         """Raise `ValueError` for a field of this package that cannot work, before anything is loaded."""
         resolve_context(self.context)
+        if self.context == "peer" and self.num_generations == 1:
+            raise ValueError(
+                "context='peer' shows the teacher another rollout of the prompt, but num_generations=1 makes none. "
+                "Set num_generations to at least 2, or context='gold'."
+            )
         if self.context_placement not in ("user", "system"):
             raise ValueError(f"context_placement={self.context_placement!r} must be 'user' or 'system'.")
         if self.teacher_template is not None:

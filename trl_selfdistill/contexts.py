@@ -52,8 +52,8 @@ BUILTIN: dict[str, ContextBuilder] = {"gold": gold, "peer": correct_peer, "peer_
 def verdict(rollout: Rollout) -> str:
     """How the rollout fared: the row's "feedback" where an environment or the dataset has one, else right or wrong."""
     feedback = rollout.row.get(FEEDBACK_COLUMN)
-    if isinstance(feedback, str):
-        return feedback
+    if feedback is not None:
+        return feedback  # the collator refuses what is not text, where the template asks for it
     return "The answer is correct." if rollout.correct else "The answer is incorrect."
 
 

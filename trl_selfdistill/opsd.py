@@ -57,10 +57,7 @@ class OPSDConfig(SelfDistillConfig):
     num_generations: int = field(default=1, metadata={"help": "Rollouts a prompt. OPSD compares none: one will do."})
     teacher_model_kind: str = field(
         default="base",
-        metadata={
-            "help": "Whose weights score: 'base' (the policy at the start), 'live' or 'ema'.",
-            "choices": list(TEACHER_KINDS),
-        },
+        metadata={"help": "Whose weights score: 'base' (the start), 'live' or 'ema'.", "choices": list(TEACHER_KINDS)},
     )
     opsd_beta: float = field(
         default=0.0, metadata={"help": "0: KL(teacher||student), the paper's; 1: KL(student||teacher); between: JSD."}
@@ -170,6 +167,8 @@ class OPSDTrainer(DivergenceTrainer):
             return reward_funcs
         if args.opsd_policy_weight > 0:
             raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, which needs reward_funcs.")
+        if args.context in ("peer", "peer_else_gold") and args.correctness_reward is None:
+            raise ValueError(f"context={args.context!r} needs reward_funcs, which tell what peers are correct.")
         return no_reward
 
     def divergence_settings(self) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def base_adapter_teacher(model: PeftModel, *, preloaded: bool) -> Teacher:
     if starts_as_base and not preloaded:
         return AdapterTeacher(model, None)
     if REFERENCE_ADAPTER not in model.peft_config:
-        model.add_adapter(REFERENCE_ADAPTER, plainly_initialised(config))
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights on the CPU, which must not shift the rollouts
+            model.add_adapter(REFERENCE_ADAPTER, plainly_initialised(config))
     for name, parameter in adapter_parameters(model, active):
         parts = [REFERENCE_ADAPTER if part == active else part for part in name.split(".")]
         # With the precision too: TRL casts the adapters of a quantised model to bfloat16.

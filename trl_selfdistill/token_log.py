@@ -45,10 +45,10 @@ class TokenLog:
                 }
             )
 
-    def write(self, folder: Path, step: int, *, main_process: bool) -> None:
-        """Write the rows of all processes to `folder/step_<step>.parquet`, once. To be called by every process."""
+    def write(self, file: Path, *, main_process: bool) -> None:
+        """Write the rows of all processes to `file`, once. To be called by every process."""
         rows = gather_object(self._rows)
         self._rows = []
         if main_process and rows:
-            folder.mkdir(parents=True, exist_ok=True)
-            Dataset.from_list(rows).to_parquet(folder / f"step_{step:06d}.parquet")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(rows).to_parquet(file)

@@ -74,7 +74,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
-    _last_batch = (-1, 0)  # (step, batch of that step) of the rollouts made last
+    _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
 
     def __init__(
         self,
@@ -178,10 +178,11 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
 
     def _batch_seed(self) -> str:
         """Names this batch of rollouts: the same in every process, and the same again after a restart."""
-        step, count = self._last_batch
-        self._last_batch = (self.state.global_step, count + 1 if step == self.state.global_step else 0)
-        mode = "train" if self.model.training else "eval"
-        return "/".join(map(str, (self.args.seed, mode, *self._last_batch)))
+        mode = "train" if self.model.training else "eval"  # counted apart: a restart does not evaluate again
+        step, count = self._last_batch[mode]
+        last = (self.state.global_step, count + 1 if step == self.state.global_step else 0)
+        self._last_batch = {**self._last_batch, mode: last}
+        return "/".join(map(str, (self.args.seed, mode, *last)))
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
@@ -271,8 +272,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_token_signals:
-            folder = Path(self.args.output_dir or ".") / "token_signals"
-            self.token_log.write(folder, self.state.global_step, main_process=self.accelerator.is_main_process)
+            name = f"token_signals/{'' if self.model.training else 'eval_'}step_{self.state.global_step:06d}.parquet"
+            self.token_log.write(Path(self.args.output_dir or ".", name), main_process=self.accelerator.is_main_process)
 
     def state_values(self) -> dict[str, Any]:
         """What an algorithm must remember between processes, as JSON values."""
