@@ -43,9 +43,7 @@ class EMATeacher(Teacher):
         try:
             yield policy
         finally:
-            self._write(parameters, own)
-            if isinstance(policy, FSDPModule):
-                policy.reshard()  # the root may have kept its gathered weights, which are the teacher's
+            self._write(self._parameters(policy), own)
 
     def own_head(self, model: Any) -> Head | None:
         with output_head(model) as head:
@@ -80,6 +78,9 @@ class EMATeacher(Teacher):
             self.shadow[name] = _like(tensor.to(shadow.device, shadow.dtype), shadow)
 
     def _parameters(self, policy: nn.Module) -> dict[str, nn.Parameter]:
+        for module in policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # some groups keep their weights gathered after a forward: copies, not what is trained
         parameters = {name: p for name, p in policy.named_parameters() if name in self.shadow}
         assert len(parameters) == len(self.shadow), "the policy's parameters were renamed since the teacher was made"
         for name, parameter in parameters.items():

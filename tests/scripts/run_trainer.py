@@ -7,6 +7,7 @@ With `"scripted": true` the rollouts are a function of their global index, whate
 
 import gc
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -81,6 +82,12 @@ def allow_fsdp_on_cpu() -> None:
     accelerate.state.AcceleratorState.__init__ = patched
 
 
+def use_deepspeed(config: dict[str, Any], file: Path) -> None:
+    """What `accelerate launch` does. Given as an argument of the trainer, `deepspeed` needs a GPU to find a backend."""
+    file.write_text(json.dumps(config))
+    os.environ.update(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
+
+
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
     """All parameters, gathered. To be called by every process."""
     parameters = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
@@ -147,6 +154,8 @@ def main(*job_files: str) -> None:
         job = json.loads(Path(job_file).read_text())
         if job["config"].get("fsdp"):
             allow_fsdp_on_cpu()
+        if "deepspeed" in job:
+            use_deepspeed(job["deepspeed"], Path(job_file).with_name("deepspeed.json"))
         run(job)
         gc.collect()
         AcceleratorState._reset_state(reset_partial_state=True)
