@@ -97,7 +97,7 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
         gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
     with gathered:
-        return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in parameters.items()}
+        return {n.replace("_checkpoint_wrapped_module.", ""): (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in parameters.items()}
 
 
 def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
