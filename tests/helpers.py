@@ -125,6 +125,12 @@ def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any],
     return read_result(out, processes)
 
 
+def shared_folder(factory: Any) -> Path:
+    """The folder of this test session, the same for all workers. `factory` is pytest's `tmp_path_factory`."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 def write_job(out: Path, **job: Any) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     job = {"out": str(out), **job}
@@ -171,6 +177,7 @@ __all__ = [
     "run_script",
     "run_trainer",
     "settings",
+    "shared_folder",
     "start_trainer",
     "state_of",
     "step_logs",

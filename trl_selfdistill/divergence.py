@@ -85,7 +85,9 @@ class DivergenceTrainer(SelfDistillTrainer):
             inside_forward(teacher, inner, teacher_side, batch=batch)
             return hidden[0], self.teacher.own_head(causal_lm(inner))
 
-    def _student_side(self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None) -> DivergenceOutput:
+    def _student_side(
+        self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None
+    ) -> DivergenceOutput:
         mask = taught(batch)
         student_model = causal_lm(self.accelerator.unwrap_model(self.model))
         student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]

@@ -2,7 +2,8 @@
 
 The job names the trainer, its config and the policy's folder; `out` gets the weights, the log and the scored batches.
 With `"scripted": true` the rollouts are a function of their global index, whatever the number of processes.
-`"taught": [...]` leaves all other rows of a batch (global indices) without a teacher.
+`"taught": [...]` leaves all other rows of a batch (global indices) without a teacher. With `"refused": true` the trainer
+must refuse to be made, and the reason is written instead.
 """
 
 import gc
@@ -20,6 +21,7 @@ from accelerate.utils import DistributedType
 from helpers import lenient_reward, step_logs
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from tiny_policy import sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -97,7 +99,23 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
         gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
     with gathered:
-        return {n.replace("_checkpoint_wrapped_module.", ""): (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in parameters.items()}
+        return {plain(name): whole(parameter).detach().clone() for name, parameter in parameters.items()}
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def plain(name: str) -> str:
+    return name.replace("_checkpoint_wrapped_module.", "")  # FSDP's activation checkpointing
+
+
+def sharding(trainer: Any) -> dict[str, Any]:
+    """How the run was really distributed: three ways to ask for FSDP or DeepSpeed end in something else in silence."""
+    return {
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "split_weights": any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trainer.model.parameters()),
+    }
 
 
 def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
@@ -131,6 +149,9 @@ def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
 def run(job: dict[str, Any]) -> None:
     out = Path(job["out"])
     contexts: list[str | None] = []
+    if job.get("refused"):
+        (out / "refused.txt").write_text(refusal(job))
+        return
     trainer = make_trainer(job, contexts)
     batches = record_batches(trainer, contexts)
     assert trainer.accelerator.num_processes == job.get("processes", 1), trainer.accelerator.num_processes
@@ -140,13 +161,23 @@ def run(job: dict[str, Any]) -> None:
     (out / f"batches-{rank}.json").write_text(json.dumps(batches))
     weights = whole_weights(trainer)
     shadow = trainer.teacher.state() if isinstance(trainer.teacher, EMATeacher) else {}
+    state = {"values": trainer.state_values(), **sharding(trainer)}
+    if job.get("evaluate"):
+        state["eval_loss"] = trainer.evaluate(sums().select(range(8)))["eval_loss"]
     if rank == 0:
         save_file(weights, out / "weights.safetensors")
         (out / "log.json").write_text(json.dumps(step_logs(trainer)))
-        state = {"values": trainer.state_values(), "distributed_type": str(trainer.accelerator.distributed_type.value)}
         (out / "state.json").write_text(json.dumps(state))
         if shadow:
             save_file(shadow, out / "shadow.safetensors")
+
+
+def refusal(job: dict[str, Any]) -> str:
+    try:
+        make_trainer(job, [])
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("the trainer was made")
 
 
 def main(*job_files: str) -> None:
