@@ -21,8 +21,8 @@ from accelerate.utils import DistributedType
 from helpers import lenient_reward, step_logs
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from tiny_policy import sums
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_selfdistill
@@ -150,7 +150,8 @@ def run(job: dict[str, Any]) -> None:
     out = Path(job["out"])
     contexts: list[str | None] = []
     if job.get("refused"):
-        (out / "refused.txt").write_text(refusal(job))
+        reason = refusal(job)
+        (out / f"refused-{os.environ.get('RANK', 0)}.txt").write_text(reason)
         return
     trainer = make_trainer(job, contexts)
     batches = record_batches(trainer, contexts)
@@ -186,7 +187,7 @@ def main(*job_files: str) -> None:
         if job["config"].get("fsdp"):
             allow_fsdp_on_cpu()
         if "deepspeed" in job:
-            use_deepspeed(job["deepspeed"], Path(job_file).with_name("deepspeed.json"))
+            use_deepspeed(job["deepspeed"], Path(job_file).with_name(f"deepspeed-{os.environ['RANK']}.json"))
         run(job)
         gc.collect()
         AcceleratorState._reset_state(reset_partial_state=True)
