@@ -2,8 +2,8 @@
 
 The job names the trainer, its config and the policy's folder; `out` gets the weights, the log and the scored batches.
 With `"scripted": true` the rollouts are a function of their global index, whatever the number of processes.
-`"taught": [...]` leaves all other rows of a batch (global indices) without a teacher. With `"refused": true` the trainer
-must refuse to be made, and the reason is written instead.
+`"taught": [...]` leaves all other rows of a batch (global indices) without a teacher. With `"refused": true` the
+trainer must refuse to be made, and the reason is written instead.
 """
 
 import gc
@@ -70,7 +70,7 @@ def record_batches(trainer: Any, contexts: list[str | None]) -> list[dict[str, A
 
 
 def allow_fsdp_on_cpu() -> None:
-    """accelerate turns several processes into FSDP on accelerators only; on CPUs it falls back to DDP without a word."""
+    """accelerate makes FSDP of several processes on accelerators only; on CPUs it falls back to DDP without a word."""
     original = AcceleratorState.__init__
 
     def patched(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
