@@ -8,6 +8,7 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from filelock import FileLock
+from helpers import shared_folder
 from jaxtyping import jaxtyped
 from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,8 +37,7 @@ def tokenizer():
 
 def saved_policy(factory, name: str, steps: int) -> Path:
     """The folder of the tiny policy after `steps` supervised steps, made once for all workers."""
-    shared = factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    shared = shared_folder(factory)
     folder = shared / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

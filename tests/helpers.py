@@ -116,14 +116,29 @@ def wait(process: multiprocessing.process.BaseProcess) -> None:
 
 def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any], **job: Any) -> Result:
     """Train in new processes; see `scripts/run_trainer.py` for the job."""
-    out.mkdir(parents=True, exist_ok=True)
+    job = write_job(out, trainer=trainer, model=str(model), config=config, **job)
     processes = job.get("processes", 1)
-    job = {"trainer": trainer, "model": str(model), "config": config, "out": str(out), **job}
-    (out / "job.json").write_text(json.dumps(job))
     if processes == 1:
         wait(start_trainer(out / "job.json"))
     else:
         run_script(str(ROOT / "tests/scripts/run_trainer.py"), str(out / "job.json"), processes=processes)
+    return read_result(out, processes)
+
+
+def shared_folder(factory: Any) -> Path:
+    """The folder of this test session, the same for all workers. `factory` is pytest's `tmp_path_factory`."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def write_job(out: Path, **job: Any) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    job = {"out": str(out), **job}
+    (out / "job.json").write_text(json.dumps(job))
+    return job
+
+
+def read_result(out: Path, processes: int) -> Result:
     parts = [json.loads((out / f"batches-{rank}.json").read_text()) for rank in range(processes)]
     batches = [{"rows": [row for part in same for row in part["rows"]]} for same in zip(*parts, strict=True)]
     return Result(
@@ -157,13 +172,16 @@ __all__ = [
     "distill_settings",
     "exact_reward",
     "lenient_reward",
+    "read_result",
     "record_scores",
     "run_script",
     "run_trainer",
     "settings",
+    "shared_folder",
     "start_trainer",
     "state_of",
     "step_logs",
     "sums",
     "wait",
+    "write_job",
 ]

@@ -1,6 +1,7 @@
 """The kind of algorithm that replaces the loss by a divergence between student and teacher."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from trl_selfdistill.lesson import Lesson
-from trl_selfdistill.ops import DivergenceOutput, linear_divergence, output_head
+from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, output_head
 from trl_selfdistill.scoring import causal_lm, inside_forward, media_of
 from trl_selfdistill.signals import TokenScores
 from trl_selfdistill.teacher import scoring_mode
@@ -51,22 +52,44 @@ class DivergenceTrainer(SelfDistillTrainer):
         return output.loss
 
     def divergence(self, model: Any, inputs: dict[str, Any]) -> DivergenceOutput:
-        """Both hidden passes and the op, in one forward of the wrapped model, so that its hooks gather the weights."""
-        return inside_forward(model, self.accelerator.unwrap_model(model), self._divergence, batch=inputs)
+        """Teacher and student pass, each in a forward of the wrapped model, so that its hooks gather the weights."""
+        taught_by = self._teacher_side(inputs)
+        outputs: list[DivergenceOutput] = []
+
+        def student_side(*, batch: dict[str, Any], **_: Any) -> tuple[Tensor]:
+            outputs.append(self._student_side(batch, *taught_by))
+            return (outputs[0].loss,)
+
+        (loss,) = inside_forward(model, self.accelerator.unwrap_model(model), student_side, batch=inputs)
+        # The gradient has to take the way of the hooks (FSDP2, ZeRO-3); the value does not, which FSDP2 rounds to
+        # bfloat16 under mixed precision.
+        return replace(outputs[0], loss=outputs[0].loss.detach() + (loss - loss.detach()).float())
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
         """Values by token whose means are logged."""
         return {"self_distill/divergence": output.divergence}
 
-    def _divergence(self, *, batch: dict[str, Any], **_: Any) -> DivergenceOutput:
-        policy = self.accelerator.unwrap_model(self.model)
+    def _teacher_side(self, batch: dict[str, Any]) -> tuple[Tensor, Head | None]:
+        """The teacher's hidden states (N, H) at the taught tokens, and its LM head where it is not the policy's.
+
+        In a forward of its own: the teacher's weights can be put in place only while no forward has them gathered.
+        """
+        prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
+        hidden: list[Tensor] = []  # not returned, or FSDP2 would round it where it does not round the student's
+        with self.teacher.weights(self.model) as teacher, scoring_mode(teacher):
+            inner = self.accelerator.unwrap_model(teacher)
+
+            def teacher_side(*, batch: dict[str, Any], **_: Any) -> None:
+                hidden.append(self._hidden(causal_lm(inner), *prompt, batch)[taught(batch)])
+
+            inside_forward(teacher, inner, teacher_side, batch=batch)
+            return hidden[0], self.teacher.own_head(causal_lm(inner))
+
+    def _student_side(
+        self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None
+    ) -> DivergenceOutput:
         mask = taught(batch)
-        with self.teacher.weights(policy) as teacher, scoring_mode(teacher):
-            teacher_model = causal_lm(teacher)
-            prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
-            teacher_hidden = self._hidden(teacher_model, *prompt, batch)[mask]
-            teacher_head = self.teacher.own_head(teacher_model)
-        student_model = causal_lm(policy)
+        student_model = causal_lm(self.accelerator.unwrap_model(self.model))
         student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
         weights = torch.full((len(student_hidden),), 1.0, device=mask.device) / self._normaliser(batch)
         with output_head(student_model) as head:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
@@ -31,7 +32,7 @@ class EMATeacher(Teacher):
         self.sync_steps = sync_steps
         self.shadow = {
             name: parameter.detach().to(dtype, copy=True)
-            for name, parameter in policy.named_parameters()
+            for name, parameter in _named_parameters(policy)
             if parameter.requires_grad
         }
 
@@ -43,9 +44,7 @@ class EMATeacher(Teacher):
         try:
             yield policy
         finally:
-            self._write(parameters, own)
-            if isinstance(policy, FSDPModule):
-                policy.reshard()  # the root may have kept its gathered weights, which are the teacher's
+            self._write(self._parameters(policy), own)
 
     def own_head(self, model: Any) -> Head | None:
         with output_head(model) as head:
@@ -80,7 +79,10 @@ class EMATeacher(Teacher):
             self.shadow[name] = _like(tensor.to(shadow.device, shadow.dtype), shadow)
 
     def _parameters(self, policy: nn.Module) -> dict[str, nn.Parameter]:
-        parameters = {name: p for name, p in policy.named_parameters() if name in self.shadow}
+        for module in policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # some groups keep their weights gathered after a forward: copies, not what is trained
+        parameters = {name: p for name, p in _named_parameters(policy) if name in self.shadow}
         assert len(parameters) == len(self.shadow), "the policy's parameters were renamed since the teacher was made"
         for name, parameter in parameters.items():
             # FSDP2 shards the policy after the teacher was made; accelerate may have moved it.
@@ -103,6 +105,11 @@ class EMACallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self._teacher.sync_steps == 0:
             self._teacher.update(model)
+
+
+def _named_parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As without FSDP's activation checkpointing, which puts a module of its own around each layer."""
+    return ((name.replace(_CHECKPOINT_PREFIX, ""), parameter) for name, parameter in policy.named_parameters())
 
 
 def _like(tensor: Tensor, example: Tensor) -> Tensor:
