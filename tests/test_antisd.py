@@ -159,6 +159,8 @@ def test_feedback_reaches_the_teacher_and_is_plain_text(source, model_dir, token
         {"antisd_close_ratio": 1.5},
         {"antisd_direction": "up"},
         {"antisd_feedback": "no.such.function"},
+        {"antisd_feedback": "test_antisd.half_right"},  # the template of these settings has no {feedback}
+        {"antisd_strength": float("nan")},
     ],
 )
 def test_config_names_the_bad_field(bad, tmp_path):

@@ -237,7 +237,7 @@ def test_a_context_that_is_not_text_is_refused():
 
 def test_a_chat_template_that_raises_is_reported_with_the_roles():
     collate = make(chat_template="{{ raise_exception('no system role') }}", context_placement="system")
-    with pytest.raises(ValueError, match=r"\['system'\].*no system role") as caught:
+    with pytest.raises(ValueError, match=r"\['system', 'user'\].*no system role") as caught:
         collate([CHAT], ["12"])
     assert isinstance(caught.value.__cause__, jinja2.TemplateError)
 
@@ -267,3 +267,27 @@ def test_batches_of_zero_rows():
     out = make()([], [])
     assert out["teacher_prompt_ids"].shape == (0, 0)
     assert out["has_context"].dtype == torch.bool
+
+
+NEEDS_A_USER = (
+    "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+    "{{ raise_exception('No user query found') }}{% endif %}" + str(TOKENIZER.chat_template)
+)
+
+
+def test_a_system_block_under_a_template_that_wants_a_user_turn():
+    # As in the chat templates of newer Qwen models.
+    collate = make(chat_template=NEEDS_A_USER, context_placement="system", teacher_template="<<{context}>>")
+    text = TOKENIZER.decode(tokens(collate([CHAT], ["12"], prompt_ids=[student(CHAT)])))
+    assert text == "<|system|><<12>><|end|>" + TOKENIZER.decode(student(CHAT))
+
+
+def test_a_template_that_merges_the_system_turn_into_the_user_turn_is_refused_with_the_way_out():
+    # As in Gemma's: there is no block to cut out.
+    merged = "{{ '<|user|>' + messages | map(attribute='content') | join('|') + '<|end|>' }}"
+    needs_user = (
+        "{% if messages | length == 1 and messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    )
+    collate = make(chat_template=needs_user + merged, context_placement="system")
+    with pytest.raises(ValueError, match="context_placement"):
+        collate([CHAT], ["12"])

@@ -161,6 +161,14 @@ def test_a_checkpoint_without_or_with_foreign_state_is_refused(model_dir, tokeni
     make(RLRTTrainer, max_steps=2).train(resume_from_checkpoint=checkpoint)  # live: nothing to remember
 
 
+def test_a_trainer_that_keeps_no_state_notices_a_foreign_checkpoint(model_dir, tokenizer, tmp_path):
+    settings = distill_settings(tmp_path, save_strategy="steps", save_steps=1, max_steps=1, context="gold")
+    build(AntiSDTrainer, AntiSDConfig(**settings), str(model_dir), tokenizer).train()
+    trainer = build(RLRTTrainer, RLRTConfig(**settings), str(model_dir), tokenizer)
+    with pytest.raises(ValueError, match="was not written by RLRT"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_a_finished_run_stays_finished_and_no_checkpoint_is_an_error(model_dir, tokenizer, tmp_path):
     def make():
         config = RLRTConfig(**distill_settings(tmp_path, save_strategy="steps", save_steps=1, max_steps=2))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers import (
     assert_same_state,
     build,
@@ -13,7 +14,7 @@ from helpers import (
     sums,
 )
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
@@ -161,3 +162,28 @@ def test_the_base_teacher_of_a_preloaded_adapter_leaves_grpos_random_numbers_alo
         trainer.train()
         runs.append([{key: entry.get(key) for key in GRPO_KEYS} for entry in step_logs(trainer)])
     assert runs[0] == runs[1]
+
+
+def test_absolute_positions_do_not_see_the_padding(model_dir, tokenizer, tmp_path):
+    # GPT-2 adds a learned vector for each position. Prompts of other lengths in the batch must not shift a row.
+    torch.manual_seed(0)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=2, **ends)
+    )
+    gpt2.transformer.wpe.weight.data *= 50
+    config = RLRTConfig(**distill_settings(tmp_path, teacher_template="{prompt}{context}"))
+    long, short = [{"role": "user", "content": "1" * 50}], [{"role": "user", "content": "1"}]
+    asked = iter(range(100))
+    trainer = build(
+        RLRTTrainer,
+        config,
+        gpt2,
+        tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": [short] * 8}),
+        context_builder=lambda rollout: "" if next(asked) % 8 else "2" * 90,  # one long teacher prompt pads the others
+    )
+    scores = record_scores(trainer)
+    trainer._generate_and_score_completions([{"prompt": short}] * 4 + [{"prompt": long}] * 4)
+    assert scores[0].log_ratio[0].abs().max() > 1e-3
+    assert scores[0].log_ratio[1:].abs().max() <= 1e-5

@@ -181,3 +181,8 @@ def test_feedback_that_is_no_text_is_refused_where_the_template_asks_for_it(mode
     config = {"context": "gold", "teacher_template": "{prompt}{context}{feedback}"}
     with pytest.raises(ValueError, match=r"{feedback} must be a string or None, got int"):
         make(model_dir, tokenizer, tmp_path, config=config, train_dataset=dataset).train()
+
+
+def test_a_context_that_is_a_function_belongs_to_the_trainer(tmp_path):
+    with pytest.raises(ValueError, match="context_builder"):
+        RLRTConfig(**distill_settings(tmp_path, context=len))

@@ -212,6 +212,8 @@ def test_the_published_clip_warns_where_it_cuts_most_of_the_teacher(tiny, tmp_pa
         ({"opsd_policy_weight": -1.0}, "opsd_policy_weight"),
         ({"opsd_policy_weight": 1.0}, "num_generations"),
         ({"num_generations": 0}, "num_generations=0"),
+        ({"opsd_token_clip": float("nan")}, "opsd_token_clip"),
+        ({"beta": 0.1}, "beta=0.1"),
     ],
 )
 def test_config_names_the_bad_field(config, message, tmp_path):

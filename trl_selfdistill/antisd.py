@@ -90,7 +90,7 @@ class AntiSDConfig(SelfDistillConfig):
 
     def check(self) -> None:
         super().check()
-        if self.antisd_strength < 0:
+        if not self.antisd_strength >= 0:
             raise ValueError(
                 f"antisd_strength={self.antisd_strength} must not be negative. antisd_direction='toward' turns it."
             )
@@ -101,6 +101,8 @@ class AntiSDConfig(SelfDistillConfig):
             raise ValueError(f"antisd_direction={self.antisd_direction!r} must be 'away' or 'toward'.")
         if self.antisd_feedback is not None:
             resolve_function(self.antisd_feedback, field="antisd_feedback")
+            if self.teacher_template is not None and "{feedback}" not in self.teacher_template:
+                raise ValueError("antisd_feedback is set, but teacher_template has no {feedback} to put it.")
 
 
 @final

@@ -37,6 +37,11 @@ def write_state(folder: Path, trainer: str, values: Mapping[str, Any], tensors: 
     os.replace(unfinished, folder / VALUES)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a trainer of this package wrote into `folder`. One that keeps no state may resume from any other."""
+    return (folder / VALUES).is_file()
+
+
 def read_state(folder: Path, trainer: str, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(values, tensors) that `write_state` wrote for the same trainer.
 

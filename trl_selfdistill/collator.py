@@ -4,7 +4,6 @@ Only the prompt is built here. The teacher scores the very completion ids that t
 these prompts later and are never decoded and encoded again.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,16 @@ from typing import Any, Literal
 import torch
 from transformers import BatchEncoding
 
-from trl_selfdistill.encoding import cut_middle, encode, encode_literally, encode_plain, pad_left, prepend
+from trl_selfdistill.encoding import (
+    cut_middle,
+    encode,
+    encode_literally,
+    encode_pieces,
+    encode_plain,
+    pad_left,
+    prepend,
+    render,
+)
 from trl_selfdistill.templates import (
     Prompt,
     check_template,
@@ -150,7 +158,7 @@ class PrivilegedContextCollator:
         """The prompt with the template in its last user turn."""
         if isinstance(prompt, str):
             text = fill_template(self._template, prompt, markers)
-            return [*encode_plain(self.tokenizer, ""), *self._encode_pieces(text, literal)]
+            return [*encode_plain(self.tokenizer, ""), *encode_pieces(self.tokenizer, text, literal)]
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(
@@ -159,42 +167,29 @@ class PrivilegedContextCollator:
             )
         turn = fill_template(self._template, text_of(prompt[-1]["content"]), markers)
         messages = [*prompt[:-1], {**prompt[-1], "content": turn}]
-        return self._encode_pieces(self._render(messages, tools, add_generation_prompt=True), literal)
+        return encode_pieces(self.tokenizer, self._render(messages, tools, add_generation_prompt=True), literal)
 
     def _system_block(self, prompt: Prompt, markers: dict[str, str], literal: dict[str, list[int]]) -> list[int]:
         """The block that stands before the prompt."""
         block = fill_template(self._template, "", markers)
         if isinstance(prompt, str):
-            return self._encode_pieces(block + "\n\n", literal)
+            return encode_pieces(self.tokenizer, block + "\n\n", literal)
         content = [{"type": "text", "text": block}] if self.content_blocks else block
-        messages = [{"role": "system", "content": content}]
-        return self._encode_pieces(self._render(messages, None, add_generation_prompt=False), literal)
-
-    def _encode_pieces(self, text: str, literal: dict[str, list[int]]) -> list[int]:
-        """Ids of `text`, with the given ids in place of each marker."""
-        pieces = re.split("(" + "|".join(map(re.escape, literal)) + ")", text)
-        for marker in literal:
-            if pieces.count(marker) != 1:
-                raise ValueError(
-                    f"The chat template wrote the message with the context {pieces.count(marker)} times instead of "
-                    "once, so the context cannot be placed. Give a chat template that writes each message once."
-                )
-        encoded = [literal[p] if p in literal else encode(self.tokenizer, p) for p in pieces]
-        return [token for ids in encoded for token in ids]
+        return encode_pieces(self.tokenizer, self._render_block(content), literal)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
+        kwargs = {**(self.teacher_chat_template_kwargs or {}), "chat_template": self.chat_template}
+        return render(self.tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+
+    def _render_block(self, content: Any) -> str:
+        """A system turn alone. Where the template wants a user turn, cut from a conversation that has one."""
+        system = {"role": "system", "content": content}
         try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,  # some templates write tool boilerplate for an empty list
-                chat_template=self.chat_template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **(self.teacher_chat_template_kwargs or {}),
-            )
-        except Exception as error:  # jinja raises whatever the template asks for
-            roles = [message["role"] for message in messages]
-            raise ValueError(
-                f"The chat template cannot render a teacher prompt with the roles {roles}: {error}. Change "
-                "context_placement, or give a chat template that can."
-            ) from error
+            return self._render([system], None, add_generation_prompt=False)
+        except ValueError:
+            user = {"role": "user", "content": [{"type": "text", "text": "q"}] if self.content_blocks else "q"}
+            both = self._render([system, user], None, add_generation_prompt=False)
+            rest = self._render([user], None, add_generation_prompt=False)
+            if not both.endswith(rest):
+                raise
+            return both.removesuffix(rest)

@@ -26,7 +26,8 @@ class SelfDistillConfig(GRPOConfig):
         privileged_context_column (`str`, *optional*, defaults to `"privileged_context"`):
             Dataset column with the gold solution. `"solution"` is taken where this column is absent.
         teacher_template (`str`, *optional*):
-            Text around the context, with one `{context}` and at most one `{prompt}`. `None` is the algorithm's own.
+            Text around the context, with one `{context}` and at most one `{prompt}` and one `{feedback}` (how the
+            rollout fared). `None` is the algorithm's own.
         context_placement (`str`, *optional*, defaults to `"user"`):
             `"user"`: into the last user turn. `"system"`: a block before the unchanged prompt tokens, for multi-turn
             prompts, tools and images.
@@ -126,6 +127,10 @@ class SelfDistillConfig(GRPOConfig):
 
     def check(self) -> None:
         """Raise `ValueError` for a field of this package that cannot work, before anything is loaded."""
+        if not isinstance(self.context, str):
+            raise ValueError(
+                f"context={self.context!r} must be a name or a dotted path. Pass functions as context_builder."
+            )
         resolve_context(self.context)
         if self.context == "peer" and self.num_generations == 1:
             raise ValueError(

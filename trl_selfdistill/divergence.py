@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trl_selfdistill.lesson import Lesson
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, output_head
-from trl_selfdistill.scoring import causal_lm, inside_forward, media_of
+from trl_selfdistill.scoring import causal_lm, inside_forward, media_of, positions
 from trl_selfdistill.signals import TokenScores
 from trl_selfdistill.teacher import scoring_mode
 from trl_selfdistill.trainer import SelfDistillTrainer
@@ -114,7 +114,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         media = {k: v for k, v in media_of(batch, width=ids.size(1)).items() if not k.startswith("num_")}
         attention_mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
         with self.accelerator.autocast():
-            out = model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **media)
+            inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **media}
+            out = model.base_model(**inputs, **positions(model, attention_mask))
         return out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
 
     def _normaliser(self, batch: dict[str, Any]) -> Tensor:

@@ -1,5 +1,6 @@
 """Text to token ids, piece by piece, and rows of ids to a padded batch."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,36 @@ def encode_literally(tokenizer: Any, text: str) -> list[int]:
             "not to. Use a fast tokenizer (`use_fast=True`)."
         )
     return ids
+
+
+def encode_pieces(tokenizer: Any, text: str, literal: dict[str, list[int]]) -> list[int]:
+    """Ids of a rendered `text`, with the given ids in place of each marker.
+
+    Raises `ValueError` unless each marker stands in the text once.
+    """
+    pieces = re.split("(" + "|".join(map(re.escape, literal)) + ")", text)
+    for marker in literal:
+        if pieces.count(marker) != 1:
+            raise ValueError(
+                f"The chat template wrote the message with the context {pieces.count(marker)} times instead of once: "
+                "the context cannot be placed. Use the other context_placement, or a chat template that writes each "
+                "message once."
+            )
+    encoded = [literal[piece] if piece in literal else encode(tokenizer, piece) for piece in pieces]
+    return [token for ids in encoded for token in ids]
+
+
+def render(tokenizer: Any, messages: list[dict[str, Any]], *, tools: list[Any] | None, **kwargs: Any) -> str:
+    """A conversation as text. Raises `ValueError` with the roles when the chat template cannot."""
+    try:
+        # Some templates write tool boilerplate for an empty list.
+        return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **kwargs)
+    except Exception as error:  # jinja raises whatever the template asks for
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"The chat template cannot render a teacher prompt with the roles {roles}: {error}. Change "
+            "context_placement, or give a chat template that can."
+        ) from error
 
 
 def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:

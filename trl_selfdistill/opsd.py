@@ -96,10 +96,15 @@ class OPSDConfig(SelfDistillConfig):
         in_range("opsd_beta", self.opsd_beta, 0.0, 1.0)
         for name in ("opsd_entry_clip", "opsd_token_clip"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive, or None for no clip.")
-        if self.opsd_policy_weight < 0:
+        if not self.opsd_policy_weight >= 0:
             raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
+        if self.beta != 0 and self.opsd_policy_weight == 0:
+            raise ValueError(
+                f"beta={self.beta} weighs the KL term of GRPO's loss, which OPSD does not have unless "
+                "opsd_policy_weight > 0. Set beta=0."
+            )
         if self.opsd_policy_weight > 0 and self.num_generations == 1:
             raise ValueError(
                 "opsd_policy_weight > 0 adds GRPO's loss, which compares the rollouts of a prompt: set num_generations "
@@ -119,17 +124,13 @@ class OPSDTrainer(DivergenceTrainer):
     The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`. `reward_funcs` may be left out; given, they
     are logged, and used with `opsd_policy_weight > 0`. The dataset has a `privileged_context` (or `solution`) column.
 
-    Differs: the token mean is over the global batch of an optimiser step, where the released code takes it per
-    micro-batch; the default clip is per token (`opsd_token_clip`), because the published one per vocabulary entry
-    removes the entries that carry the signal when the teacher knows much more than the student.
+    Differs: the token mean is over the global batch, as in TRL's `dapo` loss, where the released code takes it per
+    micro-batch; the default clip is per token, because the published one per vocabulary entry removes the entries that
+    carry the signal when the teacher knows much more than the student.
 
     Example:
 
     ```python
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from trl_selfdistill import OPSDConfig, OPSDTrainer
-
     trainer = OPSDTrainer(
         model="Qwen/Qwen3-1.7B",
         args=OPSDConfig(privileged_context_column="solution", learning_rate=5e-6, max_completion_length=1024),

@@ -1,5 +1,6 @@
 """Log-probabilities of sampled tokens from hidden states, in float32, whatever the model is wrapped in."""
 
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +60,8 @@ class TokenScorer:
 
     def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:
         model: Any = self._inner
-        hidden = model.base_model(**{**inputs, "use_cache": False}).last_hidden_state[:, :-1]
+        inputs |= {"use_cache": False, **positions(model, inputs["attention_mask"])}
+        hidden = model.base_model(**inputs).last_hidden_state[:, :-1]
         targets = labels[:, 1:].to(hidden.device)
         mask = targets != -100
         with output_head(model) as head:
@@ -76,6 +78,18 @@ class TokenScorer:
         return SimpleNamespace(
             log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
         )
+
+
+def positions(model: Any, attention_mask: Tensor) -> dict[str, Tensor]:
+    """`position_ids` that count real tokens only, for text models that take them; models with images make their own.
+
+    Without them, left padding shifts absolute positions; rotary ones do not care. The teacher's prompt is padded to
+    another width than the student's, so the shift would enter the log-ratio.
+    """
+    is_text_model = model.config.get_text_config() is model.config
+    if not is_text_model or "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return {}
+    return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
 
 
 def rows_to_score(accelerator: Accelerator, batch: dict[str, Any], has_context: Tensor) -> list[int]:

@@ -31,6 +31,7 @@ from trl_selfdistill.checkpoint import (
     RunFinishedError,
     StopFinishedRun,
     checkpoint_folder,
+    has_state,
     newest_checkpoint,
     read_state,
     write_state,
@@ -292,7 +293,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         has_tensors = isinstance(self.teacher, EMATeacher)
-        if checkpoint is None or not (has_tensors or self.state_values()):
+        if checkpoint is None or not (has_tensors or self.state_values() or has_state(Path(checkpoint))):
             return
         values, tensors = read_state(Path(checkpoint), self._name, tensors=has_tensors)
         self.load_state_values(values)
