@@ -86,14 +86,25 @@ def is_shaped(batch: Any) -> bool:
 
 @torch.no_grad()
 def direct_logps(model: Any, prompt_ids, prompt_mask, batch: Any, *, temperature: float = 1.0, **media) -> torch.Tensor:
-    """Log-probabilities of the completions after `prompt_ids` the plain way: all logits of one forward."""
+    """Log-probabilities of the completions after `prompt_ids` the plain way: all logits, row by row, without padding.
+
+    Images belong to no row: with them, all rows go through one padded forward.
+    """
     ids = torch.cat([prompt_ids, batch.completion_ids], dim=1)
     mask = torch.cat([prompt_mask, batch.completion_mask], dim=1)
+    width = batch.completion_ids.size(1)
     modes = {module: module.training for module in model.modules()}
-    logits = model.eval()(input_ids=ids, attention_mask=mask, **media).logits
+    model.eval()
+    if media:
+        logits = model(input_ids=ids, attention_mask=mask, **media).logits[:, -width - 1 : -1]
+    else:
+        # From the end: prompt tuning adds positions in front. What follows the end token is masked, and scored nowhere.
+        keep = [torch.cat([prompt.bool(), torch.ones(width, dtype=torch.bool)]) for prompt in prompt_mask]
+        logits = torch.cat(
+            [model(input_ids=row[k][None]).logits[:, -width - 1 : -1] for row, k in zip(ids, keep, strict=True)]
+        )
     for module, mode in modes.items():
         module.training = mode
-    logits = logits[:, -batch.completion_ids.size(1) - 1 : -1]  # from the end: prompt tuning adds positions in front
     logps = (logits.float() / temperature).log_softmax(-1)
     return logps.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
 

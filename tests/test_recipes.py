@@ -85,6 +85,7 @@ def test_smollm2_trains_from_its_recipe(name, tmp_path):
             str(ROOT / f"examples/{name}.py"),
             *("--config", str(ROOT / f"recipes/smollm2/{name}.yaml")),
             *("--max_steps", "3", "--per_device_train_batch_size", "8", "--max_completion_length", "12"),
+            *("--eval_strategy", "no", "--eval_on_start", "false"),
         ],
     ):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Worked solutions as contexts: grade-school problems in the tokens of SmolLM2, whose pad token is also its end token."""
+"""Worked solutions as contexts: grade-school problems in the tokens of SmolLM2, whose pad token is its end token."""
 
 import importlib.util
 

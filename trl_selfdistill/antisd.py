@@ -137,11 +137,13 @@ class AntiSDTrainer(TokenSignalTrainer):
     _tag_names = ["trl", "trl-selfdistill", "antisd"]
     _name = "AntiSD"
     _paper = {
-        "title": "Anti-Self-Distillation",
+        "title": "Anti-Self-Distillation for Reasoning RL via Pointwise Mutual Information",
         "id": "2605.11609",
         "citation": textwrap.dedent("""\
-            @article{antisd2026,
-                title  = {{Anti-Self-Distillation}},
+            @article{shen2026antiselfdistillation,
+                title  = {{Anti-Self-Distillation for Reasoning RL via Pointwise Mutual Information}},
+                author = {Guobin Shen and Xiang Cheng and Chenxiao Zhao and Lei Huang and Jindong Li and
+                          Dongcheng Zhao and Xing Yu},
                 year   = 2026,
                 eprint = {arXiv:2605.11609},
             }"""),

@@ -115,7 +115,7 @@ class DivergenceTrainer(SelfDistillTrainer):
         attention_mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
         with self.accelerator.autocast():
             inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **media}
-            out = model.base_model(**inputs, **positions(model, attention_mask))
+            out = model.base_model(**inputs, **positions(model, attention_mask, width=ids.size(1)))
         return out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
 
     def _normaliser(self, batch: dict[str, Any]) -> Tensor:

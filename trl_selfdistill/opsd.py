@@ -50,6 +50,7 @@ class OPSDConfig(SelfDistillConfig):
             `None`, or `inf` on a command line: no clip.
         opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
             Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` > 1.
+
     As in the paper, `chat_template_kwargs` is `{"enable_thinking": False}` and `teacher_chat_template_kwargs` is
     `{"enable_thinking": True}` where not given. Templates that know no thinking ignore them.
     """
@@ -107,8 +108,7 @@ class OPSDConfig(SelfDistillConfig):
             )
         if self.opsd_policy_weight > 0 and self.num_generations == 1:
             raise ValueError(
-                "opsd_policy_weight > 0 adds GRPO's loss, which compares the rollouts of a prompt: set num_generations "
-                "to at least 2."
+                "opsd_policy_weight > 0 adds GRPO's loss, which compares rollouts: num_generations must be > 1."
             )
 
 
@@ -143,7 +143,6 @@ class OPSDTrainer(DivergenceTrainer):
 
     config_class = OPSDConfig
     args: OPSDConfig
-
     _tag_names = ["trl", "trl-selfdistill", "opsd"]
     _name = "OPSD"
     _paper = {
@@ -152,7 +151,8 @@ class OPSDTrainer(DivergenceTrainer):
         "citation": textwrap.dedent("""\
             @article{zhao2026selfdistilled,
                 title  = {{Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models}},
-                author = {Siyan Zhao and others},
+                author = {Siyan Zhao and Zhihui Xie and Mengchen Liu and Jing Huang and Guan Pang and Feiyu Chen and
+                          Aditya Grover},
                 year   = 2026,
                 eprint = {arXiv:2601.18734},
             }"""),
@@ -173,8 +173,8 @@ class OPSDTrainer(DivergenceTrainer):
         return no_reward
 
     def divergence_settings(self) -> dict[str, Any]:
-        clips = {"entry_clip": self.args.opsd_entry_clip, "token_clip": self.args.opsd_token_clip}
-        return {"beta": self.args.opsd_beta, **clips}
+        args = self.args
+        return {"beta": args.opsd_beta, "entry_clip": args.opsd_entry_clip, "token_clip": args.opsd_token_clip}
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
         metrics = {"opsd/divergence": output.divergence}

@@ -60,8 +60,9 @@ class TokenScorer:
 
     def _score(self, *, labels: Tensor, **inputs: Any) -> SimpleNamespace:
         model: Any = self._inner
-        inputs |= {"use_cache": False, **positions(model, inputs["attention_mask"])}
-        hidden = model.base_model(**inputs).last_hidden_state[:, :-1]
+        # Under prefix tuning the mask is longer than the tokens: it covers what PEFT put into the cache.
+        position_ids = positions(model, inputs["attention_mask"], width=labels.size(1))
+        hidden = model.base_model(**{**inputs, "use_cache": False, **position_ids}).last_hidden_state[:, :-1]
         targets = labels[:, 1:].to(hidden.device)
         mask = targets != -100
         with output_head(model) as head:
@@ -80,16 +81,18 @@ class TokenScorer:
         )
 
 
-def positions(model: Any, attention_mask: Tensor) -> dict[str, Tensor]:
-    """`position_ids` that count real tokens only, for text models that take them; models with images make their own.
+def positions(model: Any, attention_mask: Tensor, width: int) -> dict[str, Tensor]:
+    """`position_ids` of the last `width` tokens, counting real tokens only, for text models that take them.
 
-    Without them, left padding shifts absolute positions; rotary ones do not care. The teacher's prompt is padded to
+    Models with images make their own.
+
+    Without them, left padding shifts absolute positions, and rotary ones against a prefix. The teacher's prompt is padded to
     another width than the student's, so the shift would enter the log-ratio.
     """
     is_text_model = model.config.get_text_config() is model.config
     if not is_text_model or "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return {}
-    return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
+    return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -width:]}
 
 
 def rows_to_score(accelerator: Accelerator, batch: dict[str, Any], has_context: Tensor) -> list[int]:
