@@ -86,8 +86,8 @@ def positions(model: Any, attention_mask: Tensor, width: int) -> dict[str, Tenso
 
     Models with images make their own.
 
-    Without them, left padding shifts absolute positions, and rotary ones against a prefix. The teacher's prompt is padded to
-    another width than the student's, so the shift would enter the log-ratio.
+    Without them, left padding shifts absolute positions, and rotary ones against a prefix. The teacher's prompt is
+    padded to another width than the student's, so the shift would enter the log-ratio.
     """
     is_text_model = model.config.get_text_config() is model.config
     if not is_text_model or "position_ids" not in inspect.signature(model.base_model.forward).parameters:
