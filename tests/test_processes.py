@@ -86,6 +86,12 @@ def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer,
         assert whole.log[-1]["antisd/strength"] in (0.0, 0.5)
 
 
+def assert_same_gate(run, other) -> None:
+    mine, theirs = run.state["values"]["gate"], other.state["values"]["gate"]
+    assert {**theirs, "history": None} == {**mine, "history": None}
+    assert theirs["history"] == pytest.approx(mine["history"], abs=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, tmp_path):
@@ -121,9 +127,7 @@ def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, 
             torch.testing.assert_close(one.shadow[name], other.shadow[name], atol=1e-6, rtol=0)
         assert one.log[-1]["loss"] == pytest.approx(other.log[-1]["loss"], abs=1e-6)
         if trainer == "AntiSDTrainer":
-            mine, theirs = one.state["values"]["gate"], other.state["values"]["gate"]
-            assert mine.pop("history") == pytest.approx(theirs.pop("history"), abs=1e-6)
-            assert mine == theirs
+            assert_same_gate(one, other)
 
 
 @pytest.mark.slow
@@ -141,13 +145,10 @@ def test_one_two_and_four_processes_agree_on_the_gate(model_dir, tmp_path):
         return run_trainer(out, scripted=True, **job)
 
     one, *others = (run(processes) for processes in (1, 2, 4))
-    gate = one.state["values"]["gate"]
-    assert gate["steps"] == 6
+    assert one.state["values"]["gate"]["steps"] == 6
     assert {entry["antisd/strength"] for entry in one.log} == {0.0, 0.5}
     for other in others:
-        theirs = other.state["values"]["gate"]
-        assert {**theirs, "history": None} == {**gate, "history": None}
-        assert theirs["history"] == pytest.approx(gate["history"], abs=1e-6)
+        assert_same_gate(one, other)
         for name in ("antisd/strength", "self_distill/teacher_entropy_median"):
             assert [e[name] for e in other.log] == pytest.approx([e[name] for e in one.log], abs=1e-6)
 
