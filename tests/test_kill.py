@@ -1,7 +1,6 @@
 """SIGKILL at any moment, also during the save: the run goes on from its last complete checkpoint and ends the same."""
 
 import json
-import os
 import random
 import shutil
 import time
@@ -13,7 +12,7 @@ from test_processes import resume_settings
 
 from trl_selfdistill.checkpoint import last_complete_checkpoint
 
-KILLS = int(os.environ.get("KILLS", "6"))  # KILLS=20 pytest tests/test_kill.py for the long run
+KILLS = 20
 STEPS = 8
 
 
