@@ -1,8 +1,20 @@
 """Several processes, and restarts. Every test asserts the number of processes that it ran with."""
 
+import itertools
+
 import pytest
 import torch
-from helpers import assert_same_state, build, distill_settings, run_trainer
+from filelock import FileLock
+from helpers import (
+    assert_same_state,
+    build,
+    distill_settings,
+    read_result,
+    run_script,
+    run_trainer,
+    shared_folder,
+    write_job,
+)
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer
 
@@ -86,48 +98,88 @@ def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer,
         assert whole.log[-1]["antisd/strength"] in (0.0, 0.5)
 
 
-def assert_same_gate(run, other) -> None:
-    mine, theirs = run.state["values"]["gate"], other.state["values"]["gate"]
-    assert {**theirs, "history": None} == {**mine, "history": None}
-    assert theirs["history"] == pytest.approx(mine["history"], abs=1e-6)
+COMBINATIONS = list(itertools.product(TRAINERS, ("live", "base", "ema"), (False, True)))
+# To compare numbers of processes: sampled rollouts would differ, for every process has a seed of its own.
+COMPARED = {"scripted": True, "teacher_model_kind": "ema", "optim": "sgd", "learning_rate": 0.1}
+
+
+@pytest.fixture(scope="session")
+def launched(model_dir, tmp_path_factory):
+    """Folder of all restarts with two processes, launched once for all tests and workers: most of a run is imports."""
+    folder = shared_folder(tmp_path_factory) / "restarts"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            launch_restarts(folder, model_dir)
+    return folder
+
+
+def launch_restarts(folder, model_dir) -> None:
+    def job(name: str, trainer: str, processes: int, *, start: str = "", lora=True, scripted=False, **settings) -> str:
+        rows = {"per_device_train_batch_size": 8 // processes}
+        config = resume_settings(folder / name / "run", trainer, **rows, **settings)
+        job = {"trainer": trainer, "model": str(model_dir), "config": config, "processes": processes}
+        job |= {"lora": lora, "scripted": scripted}
+        if start:
+            job["resume"] = str(folder / start / "run/checkpoint-3")
+        write_job(folder / name, **job)
+        return str(folder / name / "job.json")
+
+    script = "tests/scripts/run_trainer.py"
+    run_script(script, *[job(f"one-{trainer}", trainer, 1, **COMPARED) for trainer in TRAINERS])
+    jobs = []
+    for trainer in TRAINERS:
+        jobs.append(job(f"two-{trainer}", trainer, 2, **COMPARED))
+        jobs.append(job(f"there-{trainer}", trainer, 2, start=f"one-{trainer}", **COMPARED))
+    for trainer, kind, lora in COMBINATIONS:
+        name = f"{trainer}-{kind}-{lora}"
+        jobs.append(job(f"whole-{name}", trainer, 2, lora=lora, teacher_model_kind=kind))
+        jobs.append(job(f"resumed-{name}", trainer, 2, start=f"whole-{name}", lora=lora, teacher_model_kind=kind))
+    run_script(script, *jobs, processes=2, timeout=500)
+    run_script(
+        script, *[job(f"back-{trainer}", trainer, 1, start=f"two-{trainer}", **COMPARED) for trainer in TRAINERS]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainer", "kind", "lora"), COMBINATIONS)
+def test_two_processes_go_on_as_if_never_stopped(trainer, kind, lora, launched):
+    whole, resumed = (read_result(launched / f"{run}-{trainer}-{kind}-{lora}", 2) for run in ("whole", "resumed"))
+    assert len(whole.batches) == 6
+    assert whole.batches[3:] == resumed.batches
+    assert_close_state(whole, resumed)
+    for mine, theirs in zip(whole.log[3:], resumed.log[-3:], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert theirs[name] == (None if mine[name] is None else pytest.approx(mine[name], abs=1e-6)), name
+    if trainer == "AntiSDTrainer":
+        assert_same_gate(whole, resumed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_a_resumed_run_may_have_another_number_of_processes(trainer, model_dir, tmp_path):
-    # Scripted rollouts: sampled ones differ with the number of processes, which have a seed each.
-    def run(name: str, processes: int, **job):
-        config = resume_settings(
-            tmp_path / name,
-            trainer,
-            teacher_model_kind="ema",
-            per_device_train_batch_size=8 // processes,
-            optim="sgd",
-            learning_rate=0.1,
-        )
-        return run_trainer(
-            tmp_path / f"out-{name}",
-            trainer=trainer,
-            model=model_dir,
-            config=config,
-            processes=processes,
-            scripted=True,
-            lora=True,
-            **job,
-        )
-
-    one = run("one", 1)
-    two = run("two", 2)
-    there = run("there", 2, resume=str(tmp_path / "one/checkpoint-3"))
-    back = run("back", 1, resume=str(tmp_path / "two/checkpoint-3"))
+def test_a_resumed_run_may_have_another_number_of_processes(trainer, launched):
+    one, two, there, back = (
+        read_result(launched / f"{run}-{trainer}", processes)
+        for run, processes in (("one", 1), ("two", 2), ("there", 2), ("back", 1))
+    )
     for other in (two, there, back):
-        for name in one.weights:
-            torch.testing.assert_close(one.weights[name], other.weights[name], atol=1e-6, rtol=0)
-        for name in one.shadow:
-            torch.testing.assert_close(one.shadow[name], other.shadow[name], atol=1e-6, rtol=0)
+        assert_close_state(one, other)
         assert one.log[-1]["loss"] == pytest.approx(other.log[-1]["loss"], abs=1e-6)
         if trainer == "AntiSDTrainer":
             assert_same_gate(one, other)
+
+
+def assert_close_state(run, other) -> None:
+    for mine, theirs in ((run.weights, other.weights), (run.shadow, other.shadow)):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], atol=1e-6, rtol=0)
+
+
+def assert_same_gate(run, other) -> None:
+    mine, theirs = run.state["values"]["gate"], other.state["values"]["gate"]
+    assert {**theirs, "history": None} == {**mine, "history": None}
+    assert theirs["history"] == pytest.approx(mine["history"], abs=1e-6)
 
 
 @pytest.mark.slow
