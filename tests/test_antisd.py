@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import build, distill_settings, record_scores, step_logs, sums
+from helpers import assert_same_state, build, distill_settings, record_scores, state_of, step_logs, sums
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,12 +113,25 @@ def test_toward_has_neither_gate_nor_warm_up(model_dir, tokenizer, tmp_path):
 def test_the_verdict_is_about_the_rollout_itself():
     wrong = Rollout(row={}, completion="y", correct=False, peers=("right",))
     assert verdict(wrong) == "The answer is incorrect."
+    assert verdict(Rollout(row={}, completion="y", correct=False, assessed=False)) == "The answer was not assessed."
     tests = Rollout(row={"feedback": "passes 7 of 12 tests"}, completion="y", correct=False)
     assert verdict(tests) == "passes 7 of 12 tests"
 
 
 def half_right(rollout: Rollout) -> str:
     return f"<|end|>{len(rollout.completion)} characters"
+
+
+def unrewarded(completions, **kwargs):
+    return [None] * len(completions)
+
+
+def test_rows_without_a_reward_do_not_move_the_policy(model_dir, tokenizer, tmp_path):
+    config = {"antisd_warmup": 1, "antisd_close_ratio": 0.0, "context": "gold", "max_steps": 3}
+    trainer = make(model_dir, tokenizer, tmp_path, config=config, reward_funcs=unrewarded)
+    before = state_of(trainer.model)
+    trainer.train()
+    assert_same_state(before, state_of(trainer.model))
 
 
 @pytest.mark.parametrize("source", ["verdict", "column", "function"])
@@ -135,6 +148,7 @@ def test_feedback_reaches_the_teacher_and_is_plain_text(source, model_dir, token
             "max_context_tokens": 1,
             "antisd_feedback": "test_antisd.half_right" if source == "function" else None,
             "max_steps": 1,
+            "remove_unused_columns": source == "column",
         },
         train_dataset=dataset,
     )

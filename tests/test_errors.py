@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from helpers import build, distill_settings, lenient_reward, record_scores, settings, step_logs, sums
 from trl import GRPOConfig
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill._compat import UnsupportedTRLError, check_trl
 from trl_selfdistill.contexts import Rollout, verdict
 
@@ -48,6 +48,45 @@ def test_bad_datasets_are_refused_at_construction(name, streamed, split, model_d
 def test_an_optional_solution_of_another_kind_is_left_to_the_reward_function(model_dir, tokenizer, tmp_path):
     dataset = Dataset.from_dict({"prompt": [CONVERSATION] * 8, "solution": [2] * 8})
     make(model_dir, tokenizer, tmp_path, train_dataset=dataset).train()
+
+
+def test_so_it_is_in_a_stream(model_dir, tokenizer, tmp_path):
+    rows = [{"prompt": CONVERSATION, "solution": 2}] * 8
+    dataset = IterableDataset.from_generator(lambda: iter(rows))
+    make(model_dir, tokenizer, tmp_path, train_dataset=dataset).train()
+
+
+def test_plain_text_with_chat_markers_is_refused(model_dir, tokenizer, tmp_path):
+    prompt = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    dataset = Dataset.from_dict({"prompt": [prompt] * 8, "solution": ["2"] * 8})
+    with pytest.raises(ValueError, match=r"chat markers \(<\|assistant\|>.*conversational prompts"):
+        make(model_dir, tokenizer, tmp_path, train_dataset=dataset)
+    system = {"context_placement": "system", "teacher_template": None}
+    make(model_dir, tokenizer, tmp_path, config=system, train_dataset=dataset)
+
+
+@pytest.mark.parametrize("trainer", [RLRTTrainer, AntiSDTrainer, OPSDTrainer])
+def test_plain_text_comes_after_the_context(trainer, model_dir, tokenizer, tmp_path):
+    dataset = Dataset.from_dict({"prompt": ["1+1="] * 8, "solution": ["2"] * 8})
+    config = trainer.config_class(**{**distill_settings(tmp_path), "teacher_template": None})
+    built = build(trainer, config, str(model_dir), tokenizer, train_dataset=dataset)
+    out = built.collator(["1+1="], ["2"], feedback=["right"])
+    assert tokenizer.decode(out["teacher_prompt_ids"][0]).endswith("1+1=")
+
+
+def test_a_save_inside_a_batch_of_rollouts_warns(tmp_path):
+    save = {"save_strategy": "steps", "num_iterations": 2}
+    with pytest.warns(UserWarning, match="save_steps=3 saves inside a batch"):
+        RLRTConfig(**distill_settings(tmp_path, **save, save_steps=3))
+    RLRTConfig(**distill_settings(tmp_path, **save, save_steps=4))  # warnings are errors
+
+
+def test_several_rewards_without_a_choice_warn(model_dir, tokenizer, tmp_path):
+    def length(completions, **kwargs):
+        return [float(len(text)) for text in completions]
+
+    with pytest.warns(UserWarning, match="'lenient_reward', tells whether a rollout is correct"):
+        make(model_dir, tokenizer, tmp_path, reward_funcs=[lenient_reward, length])
 
 
 def test_a_wrong_row_in_a_stream_is_refused_when_it_comes(model_dir, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import functools
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -590,6 +591,24 @@ def test_token_signals_of_evaluation_do_not_overwrite_those_of_training(model, t
     assert written == {**dict.fromkeys(steps, 8), **{f"eval_{name}": 4 for name in steps}}
 
 
+def test_token_signals_of_several_evaluation_sets_have_a_file_each(model, tokenizer, tmp_path):
+    config = RLRTConfig(
+        **distill_settings(tmp_path, log_token_signals=True, eval_strategy="steps", eval_steps=2, max_steps=2)
+    )
+    sets = {name: sums().select(range(8)) for name in ("easy", "hard/er")}
+    build(RLRTTrainer, config, model, tokenizer, eval_dataset=sets).train()
+    written = {file.name for file in (tmp_path / "token_signals").glob("eval_*")}
+    assert written == {"eval_easy_step_000002.parquet", "eval_hard-er_step_000002.parquet"}
+
+
+def test_a_set_that_only_evaluate_sees_may_name_its_own_gold_column(model, tokenizer, tmp_path):
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
+    trainer = build(RLRTTrainer, config, model, tokenizer, train_dataset=renamed(sums()))
+    assert trainer.evaluate(sums().select(range(8)))["eval_self_distill/has_teacher"] == 1.0
+    with pytest.raises(ValueError, match="privileged_context_column"):
+        trainer.evaluate(sums().select(range(8)).remove_columns("solution"))
+
+
 def test_train_and_eval_sets_may_name_the_gold_column_differently(model, tokenizer, tmp_path):
     both = renamed(sums()).add_column("solution", ["wrong"] * 100)
     config = RLRTConfig(
@@ -713,7 +732,9 @@ def test_rewards(case, model, tokenizer, tmp_path):
         **distill_settings(tmp_path, context="gold", correctness_reward=name, correctness_threshold=threshold)
     )
     judges = [tokenizer if isinstance(func, torch.nn.Module) else None for func in funcs]
-    trainer = build(RLRTTrainer, config, model, tokenizer, reward_funcs=funcs, reward_processing_classes=judges)
+    chosen = name or len(funcs) == 1
+    with nullcontext() if chosen else pytest.warns(UserWarning, match="Set correctness_reward to choose"):
+        trainer = build(RLRTTrainer, config, model, tokenizer, reward_funcs=funcs, reward_processing_classes=judges)
     calculate, rewards = GRPOTrainer._calculate_rewards, []
 
     def remembering(*args):

@@ -146,10 +146,13 @@ def test_bad_shapes_name_the_way_out():
 
     p = problem(3, 4, 5)
     with pytest.raises(ValueError, match="output_head"):
-        check_arguments("torch", None, torch.empty(0), None, None, p.student)
+        check_arguments("torch", None, torch.empty(0), None, {}, p.student)
     with pytest.raises(ValueError, match="same tokens"):
-        check_arguments("torch", None, p.weight, None, None, p.student, p.teacher[:2])
+        check_arguments("torch", None, p.weight, None, {}, p.student, p.teacher[:2])
     with pytest.raises(ValueError, match="bias"):
-        check_arguments("torch", None, p.weight, p.weight[0], None, p.student)
+        check_arguments("torch", None, p.weight, p.weight[0], {}, p.student)
     with pytest.raises(ValueError, match="targets"):
-        check_arguments("torch", None, p.weight, None, p.targets[:1], p.student)
+        check_arguments("torch", None, p.weight, None, {"targets": p.targets[:1]}, p.student)
+    for shape in ((1,), (2,), (4,), (3, 1)):
+        with pytest.raises(ValueError, match=r"token_weights must be \(3,\)"):
+            check_arguments("torch", None, p.weight, None, {"token_weights": torch.ones(shape)}, p.student)

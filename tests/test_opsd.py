@@ -227,3 +227,19 @@ def test_what_cannot_work_is_refused(model_dir, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="prompt or prefix tuning"):
         prompt = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2)
         make(model_dir, tokenizer, tmp_path, peft_config=prompt)
+
+
+def test_without_rewards_nothing_is_said_to_be_wrong(model_dir, tokenizer, tmp_path):
+    trainer = make(model_dir, tokenizer, tmp_path, config={"teacher_template": "{prompt}<{context}|{feedback}>"})
+    lessons = []
+    apply = trainer.apply_teacher
+    trainer.apply_teacher = lambda batch, lesson: (lessons.append(lesson), apply(batch, lesson))[1]
+    trainer.train()
+    assert not any(rollout.assessed for lesson in lessons for rollout in lesson.rollouts)
+
+
+def test_the_teacher_thinks_where_it_has_a_prompt_of_its_own(tmp_path):
+    settings = distill_settings(tmp_path, teacher_template=None, num_generations=2)
+    assert OPSDConfig(**settings).teacher_chat_template_kwargs == {"enable_thinking": True}
+    system = OPSDConfig(**settings, context_placement="system")
+    assert system.teacher_chat_template_kwargs is None, "the prompt's own tokens, header included, are the student's"

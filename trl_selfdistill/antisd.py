@@ -113,7 +113,7 @@ class AntiSDTrainer(TokenSignalTrainer):
     takes the place of `args.context`. `args` is an [`AntiSDConfig`]; a plain [`~trl.GRPOConfig`] gets its defaults.
 
     Differs: a rollout is never its own context (the paper does not say); the gate opens right after the warm-up, whose
-    entropies are joined by their median (likewise); rows with neither peer nor solution have no term.
+    entropies are joined by their median (likewise); rows with neither peer nor solution, or no reward, have no term.
 
     Example:
 
@@ -160,6 +160,8 @@ class AntiSDTrainer(TokenSignalTrainer):
     }
 
     def set_up(self) -> None:
+        builder = self.context_builder  # TRL keeps rows without a reward from moving the policy; so does this
+        self.context_builder = lambda rollout: builder(rollout) if rollout.assessed else None
         self.gate = EntropyGate(warmup=self.args.antisd_warmup, close_ratio=self.args.antisd_close_ratio)
         if self.args.antisd_feedback is not None:
             own = resolve_function(self.args.antisd_feedback, field="antisd_feedback")

@@ -11,11 +11,19 @@ from torch import nn
 from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.ema import EMATeacher
+from trl_selfdistill.encoding import chat_markers
 from trl_selfdistill.teacher import FrozenCopyTeacher, LiveTeacher, Teacher, base_adapter_teacher, frozen_copy
+from trl_selfdistill.templates import Prompt
 
 
 def make_collator(
-    args: SelfDistillConfig, tokenizer: Any, templates: dict[str, str], chat_template: Any, *, is_vlm: bool
+    args: SelfDistillConfig,
+    tokenizer: Any,
+    templates: dict[str, str],
+    chat_template: Any,
+    prompts: list[Prompt],
+    *,
+    is_vlm: bool,
 ) -> PrivilegedContextCollator:
     """The collator that a configuration asks for.
 
@@ -24,7 +32,10 @@ def make_collator(
         tokenizer: the policy's tokenizer.
         templates: the algorithm's own teacher templates by placement.
         chat_template: a chat template in place of the tokenizer's.
+        prompts: the first one of each dataset.
         is_vlm: whether the policy reads images.
+
+    Raises `ValueError` where the context cannot be placed.
     """
     placement: Any = args.context_placement
     if is_vlm and placement == "user":
@@ -32,17 +43,35 @@ def make_collator(
             "context_placement='user' cannot rewrite prompts of a vision-language model, whose user turns hold images. "
             "Set context_placement='system', which leaves the prompt as it is."
         )
+    template = templates.get(placement)
+    plain = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if plain and placement == "user":
+        check_no_markers(tokenizer, plain)
+        if templates:  # plain text comes last: the model continues it
+            template = templates["system"] + "\n\n{prompt}"
     own_kwargs = args.teacher_chat_template_kwargs
     template_kwargs: Any = args.chat_template_kwargs if own_kwargs is None else own_kwargs
     return PrivilegedContextCollator(
         tokenizer,
-        teacher_template=templates.get(placement) if args.teacher_template is None else args.teacher_template,
+        teacher_template=template if args.teacher_template is None else args.teacher_template,
         context_placement=placement,
         max_context_tokens=args.max_context_tokens,
         teacher_chat_template_kwargs=template_kwargs,
         chat_template=chat_template,
         content_blocks=is_vlm,
     )
+
+
+def check_no_markers(tokenizer: Any, prompts: list[str]) -> None:
+    """Raise `ValueError` for plain text that has been through a chat template: its user turn is closed already."""
+    found = sorted({marker for prompt in prompts for marker in chat_markers(tokenizer, prompt)})
+    if found:
+        raise ValueError(
+            f"context_placement='user' cannot rewrite plain text that holds chat markers ({', '.join(found)}): the "
+            "context would land outside the user's turn. Give conversational prompts "
+            "([{'role': 'user', 'content': ...}]), to which the trainer applies the chat template, or set "
+            "context_placement='system', which puts the context before the prompt."
+        )
 
 
 def make_teacher(args: SelfDistillConfig, policy: nn.Module, accelerator: Accelerator, *, preloaded: bool) -> Teacher:

@@ -5,6 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from trl_selfdistill.checkpoint import warn_of_saves_inside_a_batch
 from trl_selfdistill.contexts import resolve_context
 from trl_selfdistill.templates import check_template
 
@@ -132,6 +133,11 @@ class SelfDistillConfig(GRPOConfig):
                 f"context={self.context!r} must be a name or a dotted path. Pass functions as context_builder."
             )
         resolve_context(self.context)
+        if self.correctness_threshold != self.correctness_threshold:
+            raise ValueError("correctness_threshold=nan: no reward is ever that much. Set a number.")
+        if not isinstance(self.teacher_chat_template_kwargs, dict | None):
+            raise ValueError("teacher_chat_template_kwargs must be a dictionary, or None.")
+        warn_of_saves_inside_a_batch(self)
         if self.context == "peer" and self.num_generations == 1:
             raise ValueError(
                 "context='peer' shows the teacher another rollout of the prompt, but num_generations=1 makes none. "

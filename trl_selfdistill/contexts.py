@@ -23,6 +23,8 @@ class Rollout:
     """Raw correctness (see `correctness_reward`), never the shaped total reward. Truncated rollouts are not correct."""
     gold: str | None = None
     """The row's privileged column, `None` where the row or the dataset has none."""
+    assessed: bool = True
+    """Whether there is a correctness reward for this rollout: a reward function may answer `None` (or NaN)."""
     peers: tuple[str, ...] = ()
     """The correct completions of the same group, never this rollout itself, in a seeded random order."""
 
@@ -50,10 +52,12 @@ BUILTIN: dict[str, ContextBuilder] = {"gold": gold, "peer": correct_peer, "peer_
 
 
 def verdict(rollout: Rollout) -> str:
-    """How the rollout fared: the row's "feedback" where an environment or the dataset has one, else right or wrong."""
+    """How the rollout fared: the row's "feedback" where it has one, else right, wrong or not assessed."""
     feedback = rollout.row.get(FEEDBACK_COLUMN)
     if feedback is not None:
         return feedback  # the collator refuses what is not text, where the template asks for it
+    if not rollout.assessed:
+        return "The answer was not assessed."
     return "The answer is correct." if rollout.correct else "The answer is incorrect."
 
 

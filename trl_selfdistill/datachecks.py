@@ -1,5 +1,6 @@
 """What can be known of datasets and rewards before training starts."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,8 @@ class GoldColumns:
         column = context_column([name for name in row if name in self.names], self._column)
         value = None if column is None else row[column]
         if value is not None and not isinstance(value, str):
+            if self._needed_by is None and column != self._column:
+                return None  # as in `check_column`, which cannot tell the type of a stream's column
             raise ValueError(
                 f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
                 "Convert it to text, or set privileged_context_column to another column."
@@ -85,12 +88,24 @@ def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
     return next(iter(dataset), None)
 
 
+def datasets_in(*given: Any) -> list[Any]:
+    """The datasets among training and evaluation sets, which may be missing, names, or dictionaries of datasets."""
+    flat = [part for each in given for part in (each.values() if isinstance(each, dict) else [each])]
+    return [part for part in flat if isinstance(part, (Dataset, IterableDataset))]
+
+
 def reward_index(names: list[str], wanted: str | None) -> int:
     """The place of the reward that tells correctness: the one called `wanted`, by default the first.
 
     Raises `ValueError` when there is no such reward.
     """
     if wanted is None:
+        if len(names) > 1:
+            warnings.warn(
+                f"Of the reward functions {names} the first, {names[0]!r}, tells whether a rollout is correct. Set "
+                "correctness_reward to choose.",
+                stacklevel=2,
+            )
         return 0
     if wanted not in names:
         raise ValueError(

@@ -79,6 +79,13 @@ def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:
     return [*ids[:head], *mark, *ids[len(ids) - tail :]]
 
 
+def chat_markers(tokenizer: Any, text: str) -> list[str]:
+    """The special tokens that `text` itself holds, as text that went through a chat template does."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    own = encode_plain(tokenizer, text)[len(encode_plain(tokenizer, "")) :]
+    return [special[i] for i in own if i in special]
+
+
 def prepend(tokenizer: Any, block: list[int], ids: list[int]) -> list[int]:
     """`block` before `ids`; a beginning-of-text token stays first and stands once.
 

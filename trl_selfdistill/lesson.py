@@ -24,6 +24,7 @@ def make_rollouts(
     golds: Sequence[str | None],
     texts: Sequence[str],
     correct: Sequence[bool],
+    assessed: Sequence[bool],
     *,
     group_size: int,
     seed: str,
@@ -36,12 +37,13 @@ def make_rollouts(
         golds: their gold solutions.
         texts: completions of all processes, in global order.
         correct: whether each of them is right and finished.
+        assessed: whether each of them has a correctness reward.
         group_size: rollouts a prompt.
         seed: names the batch.
         first: global index of this process's first rollout.
     """
     peers = group_peers(texts, correct, group_size, seed)
     return [
-        Rollout(row=row, completion=texts[n], correct=correct[n], gold=gold, peers=peers[n])
+        Rollout(row, texts[n], correct=correct[n], gold=gold, assessed=assessed[n], peers=peers[n])
         for n, (row, gold) in enumerate(zip(rows, golds, strict=True), start=first)
     ]

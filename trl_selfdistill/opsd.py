@@ -89,7 +89,7 @@ class OPSDConfig(SelfDistillConfig):
         self.opsd_token_clip = None if self.opsd_token_clip == math.inf else self.opsd_token_clip
         if self.chat_template_kwargs is None:
             self.chat_template_kwargs = {"enable_thinking": False}
-        if self.teacher_chat_template_kwargs is None:
+        if self.teacher_chat_template_kwargs is None and self.context_placement == "user":
             self.teacher_chat_template_kwargs = {"enable_thinking": True}
 
     def check(self) -> None:

@@ -45,10 +45,11 @@ class TokenLog:
                 }
             )
 
-    def write(self, file: Path, *, main_process: bool) -> None:
-        """Write the rows of all processes to `file`, once. To be called by every process."""
+    def write(self, folder: Path, name: str, *, main_process: bool) -> None:
+        """Write the rows of all processes to token_signals/`name`.parquet, once. To be called by every process."""
         rows = gather_object(self._rows)
         self._rows = []
         if main_process and rows:
+            file = folder / "token_signals" / f"{name.replace('/', '-')}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             Dataset.from_list(rows).to_parquet(file)

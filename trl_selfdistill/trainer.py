@@ -36,15 +36,10 @@ from trl_selfdistill.checkpoint import (
     read_state,
     write_state,
 )
+from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.contexts import (
-    ContextBuilder,
-    Rollout,
-    completion_text,
-    resolve_context,
-    verdict,
-)
-from trl_selfdistill.datachecks import GoldColumns, reward_index
+from trl_selfdistill.contexts import FEEDBACK_COLUMN, ContextBuilder, Rollout, completion_text, resolve_context, verdict
+from trl_selfdistill.datachecks import GoldColumns, datasets_in, reward_index
 from trl_selfdistill.ema import EMACallback, EMATeacher
 from trl_selfdistill.lesson import Lesson, make_rollouts
 from trl_selfdistill.metrics import MetricLog
@@ -75,6 +70,7 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
+    _evaluation = "eval"  # the name of the evaluation set whose rollouts are logged
     _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
 
     def __init__(
@@ -96,7 +92,8 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         context_builder: ContextBuilder | None = None,
     ) -> None:
         args = self.config_class.for_trainer(args, model, self._name)
-        reward_funcs = self.rewards_for(reward_funcs, args)
+        given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
+        self._assesses = reward_funcs is given
         preloaded = isinstance(model, PeftModel)
         super().__init__(
             model=model,
@@ -117,17 +114,11 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         with output_head(causal_lm(self.model)):
             pass  # a head that cannot be read is refused now, not after the first rollouts
         self.context_builder = context_builder or resolve_context(args.context)
-        # A processor's chat template need not be its tokenizer's.
-        chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
-        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, is_vlm=self._is_vlm)
-        self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
-        self._correctness_index = reward_index(self.reward_func_names, args.correctness_reward)
         uses_gold = context_builder is None and args.context in ("gold", "peer_else_gold")
         self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
-        # TRL makes a dataset of empty prompts where an environment has the data.
-        for dataset in _as_list(self.train_dataset) + _as_list(eval_dataset):
-            if dataset is not None and (row := self._gold.add(dataset)) is not None:
-                self._probe(row)
+        self.collator = self._make_collator(datasets_in(self.train_dataset, eval_dataset))
+        self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
+        self._correctness_index = reward_index(self.reward_func_names, args.correctness_reward)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self.feedback: ContextBuilder = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
@@ -145,17 +136,23 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         """The reward functions to train with, given the user's. TRL refuses to go without."""
         return reward_funcs
 
-    def _probe(self, row: dict[str, Any]) -> None:
-        """Put a context into a prompt, to see before training that it can be placed."""
-        if "prompt" in row:
-            # The tokens of a prompt with images come from the processor. They stay as they are.
-            own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
-            texts = ([row["prompt"]], ["A context."])
-            self.collator(*texts, feedback=["Feedback."], prompt_ids=own_ids, tools=[self.tools])
+    def _make_collator(self, datasets: list[Any]) -> PrivilegedContextCollator:
+        """The collator, tried on the first prompt of each dataset: what it cannot place is refused before training."""
+        prompts = [row["prompt"] for dataset in datasets if (row := self._gold.add(dataset)) and "prompt" in row]
+        # A processor's chat template need not be its tokenizer's.
+        chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
+        parts = (self._tokenizer, self.templates, chat_template, prompts)
+        collator = make_collator(self.args, *parts, is_vlm=self._is_vlm)
+        # The tokens of a prompt with images come from the processor. They stay as they are.
+        own_ids = [[self._tokenizer.eos_token_id]] if self._is_vlm else None
+        for prompt in prompts:
+            collator([prompt], ["A context."], feedback=["Feedback."], prompt_ids=own_ids, tools=[self.tools])
+        return collator
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self._gold.names if name not in self._signature_columns]
+        kept = [*self._signature_columns, *self._gold.names, FEEDBACK_COLUMN]
+        self._signature_columns = list(dict.fromkeys(kept))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -163,12 +160,14 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         finished = [bool(ids) and ids[-1] in ends for ids in completion_ids_list]
         texts = gather_object([completion_text(completion) for completion in completions])
-        enough = (rewards[:, self._correctness_index] >= self.args.correctness_threshold).tolist()  # False for NaN
+        told = rewards[:, self._correctness_index]
+        enough = (told >= self.args.correctness_threshold).tolist()  # False for NaN
         rollouts = make_rollouts(
             inputs,
             [self._gold.of(row) for row in inputs],
             texts,
             [good and done for good, done in zip(enough, gather_object(finished), strict=True)],
+            (~told.isnan() & self._assesses).tolist(),
             group_size=self.num_generations if self.model.training else self.num_generations_eval,
             seed=self._batch_seed(),
             first=self.accelerator.process_index * len(inputs),
@@ -273,8 +272,14 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_token_signals:
-            name = f"token_signals/{'' if self.model.training else 'eval_'}step_{self.state.global_step:06d}.parquet"
-            self.token_log.write(Path(self.args.output_dir or ".", name), main_process=self.accelerator.is_main_process)
+            name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
+            self.token_log.write(Path(self.args.output_dir or "."), name, main_process=self.accelerator.is_main_process)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        for dataset in datasets_in(eval_dataset):
+            self._gold.add(dataset)
+        self._evaluation = metric_key_prefix
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def state_values(self) -> dict[str, Any]:
         """What an algorithm must remember between processes, as JSON values."""
@@ -308,7 +313,3 @@ class SelfDistillTrainer(GRPOTrainer, ABC):
         except RunFinishedError:
             self.callback_handler.on_train_end(self.args, self.state, self.control)
             return TrainOutput(self.state.global_step, 0.0, {})
-
-
-def _as_list(dataset: Any) -> list[Any]:
-    return list(dataset.values()) if isinstance(dataset, dict) else [dataset]

@@ -84,7 +84,8 @@ def linear_divergence(
         ValueError: a number out of range, shapes that do not fit, a back end that is unknown or cannot run here.
     """
     settings = Settings(beta, entry_clip, token_clip, temperature, logit_scale, softcap)
-    check_arguments(impl, chunk_bytes, weight, bias, targets, student_hidden, teacher_hidden)
+    per_token = {"targets": targets, "token_weights": token_weights}
+    check_arguments(impl, chunk_bytes, weight, bias, per_token, student_hidden, teacher_hidden)
     teacher_head = check_teacher_head(weight, bias, teacher_weight, teacher_bias)
     total = student_hidden.shape[0]
     if token_weights is None:
@@ -138,7 +139,7 @@ def linear_logps(
         two tensors (N,), fp32 (fp64 for fp64 inputs): log p(target) <= 0 and entropy in [0, log V].
     """
     settings = Settings(temperature=temperature, logit_scale=logit_scale, softcap=softcap)
-    check_arguments(impl, chunk_bytes, weight, bias, targets, hidden)
+    check_arguments(impl, chunk_bytes, weight, bias, {"targets": targets}, hidden)
     stats = _back_end(impl, hidden.device).logps(hidden, weight, bias, targets, settings, chunk_bytes)
     return stats[0], stats[1]
 

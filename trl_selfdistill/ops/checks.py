@@ -6,7 +6,12 @@ IMPLS = ("auto", "reference", "torch", "liger")
 
 
 def check_arguments(
-    impl: str, chunk_bytes: int | None, weight: Tensor, bias: Tensor | None, targets: Tensor | None, *streams: Tensor
+    impl: str,
+    chunk_bytes: int | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    per_token: dict[str, Tensor | None],
+    *streams: Tensor,
 ) -> None:
     """Raise `ValueError` for arguments that do not go together."""
     if impl not in IMPLS:
@@ -25,8 +30,9 @@ def check_arguments(
         raise ValueError(
             f"bias must have one entry per row of the head {tuple(weight.shape)}, got {tuple(bias.shape)}."
         )
-    if targets is not None and targets.shape != streams[0].shape[:1]:
-        raise ValueError(f"targets must be ({len(streams[0])},), got {tuple(targets.shape)}.")
+    for name, value in per_token.items():
+        if value is not None and value.shape != streams[0].shape[:1]:
+            raise ValueError(f"{name} must be ({len(streams[0])},), got {tuple(value.shape)}.")
 
 
 def check_teacher_head(
