@@ -82,8 +82,8 @@ def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:
 def chat_markers(tokenizer: Any, text: str) -> list[str]:
     """The special tokens that `text` itself holds, as text that went through a chat template does."""
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    own = encode_plain(tokenizer, text)[len(encode_plain(tokenizer, "")) :]
-    return [special[i] for i in own if i in special]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [special[i] for i in ids if i in special]
 
 
 def prepend(tokenizer: Any, block: list[int], ids: list[int]) -> list[int]:
