@@ -160,7 +160,9 @@ def main() -> None:
     after = accuracy(task, trainer.model)
     trainer.save_model()
     # The card names the model's home, not the folder that it was loaded from, and shows how to load what was saved.
-    trainer.model.config._name_or_path, trainer.hub_model_id = task.base_model, str(folder)
+    trainer.hub_model_id = str(folder)
+    if task.base_model is not None:
+        trainer.model.config.name_or_path = task.base_model
     trainer.create_model_card(model_name=name, tags=["arithmetic"])
     plot_curves(trainer.state.log_history, folder / "curves.png", f"{name}: accuracy {before:.0%} to {after:.0%}")
     print(f"held-out accuracy after:  {after:.0%} (before: {before:.0%})")

@@ -75,7 +75,15 @@ def test_shapes_are_checked():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"rlrt_strength": 1.5}, {"rlrt_strength": -0.1}, {"rlrt_clip": 0.0}, {"rlrt_clip": 1.5}]
+    "bad",
+    [
+        {"rlrt_strength": 1.5},
+        {"rlrt_strength": -0.1},
+        {"rlrt_clip": 0.0},
+        {"rlrt_clip": 1.5},
+        {"correctness_threshold": float("nan")},
+        {"teacher_chat_template_kwargs": [1]},
+    ],
 )
 def test_config_names_the_bad_field(bad, tmp_path):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -1,5 +1,6 @@
 """The configuration fields that all self-distillation trainers share."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +134,7 @@ class SelfDistillConfig(GRPOConfig):
                 f"context={self.context!r} must be a name or a dotted path. Pass functions as context_builder."
             )
         resolve_context(self.context)
-        if self.correctness_threshold != self.correctness_threshold:
+        if math.isnan(self.correctness_threshold):
             raise ValueError("correctness_threshold=nan: no reward is ever that much. Set a number.")
         if not isinstance(self.teacher_chat_template_kwargs, dict | None):
             raise ValueError("teacher_chat_template_kwargs must be a dictionary, or None.")

@@ -107,9 +107,7 @@ class OPSDConfig(SelfDistillConfig):
                 "opsd_policy_weight > 0. Set beta=0."
             )
         if self.opsd_policy_weight > 0 and self.num_generations == 1:
-            raise ValueError(
-                "opsd_policy_weight > 0 adds GRPO's loss, which compares rollouts: num_generations must be > 1."
-            )
+            raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, comparing rollouts: set num_generations > 1.")
 
 
 def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -143,6 +141,7 @@ class OPSDTrainer(DivergenceTrainer):
 
     config_class = OPSDConfig
     args: OPSDConfig
+
     _tag_names = ["trl", "trl-selfdistill", "opsd"]
     _name = "OPSD"
     _paper = {

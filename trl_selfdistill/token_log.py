@@ -15,7 +15,7 @@ class TokenLog:
     """Rows of the last scored batch of this process, until they are written."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._decode = tokenizer.decode
         self._rows: list[dict[str, Any]] = []
 
     def keep(
@@ -39,7 +39,7 @@ class TokenLog:
                     "context": context,
                     "correct": rollout.correct,
                     "completion": rollout.completion,
-                    "tokens": [self._tokenizer.decode([token]) for token in ids],
+                    "tokens": [self._decode([token]) for token in ids],
                     "log_ratio": [u if has else None for u, has in zip(ratios, scored, strict=True)],
                     "advantage": advantages[i][valid].tolist(),
                 }

@@ -1,7 +1,8 @@
 """All contact with TRL's internals. Only this file may touch a name of TRL that begins with an underscore.
 
 TRL samples rollouts and rewards them; this class picks what the teacher is shown and hands it to the algorithm's kind:
-`token_signal.py` shapes the advantages, `divergence.py` replaces the loss.
+`token_signal.py` shapes the advantages, `divergence.py` replaces the loss. Longer than the other files, because what
+touches TRL stays together: one file to read when TRL moves.
 """
 
 from abc import ABC, abstractmethod
