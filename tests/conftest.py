@@ -1,7 +1,9 @@
 """Fixtures. Nothing here needs a network; all models are built on the spot."""
 
+import inspect
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,32 @@ from jaxtyping import jaxtyped
 from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_selfdistill import antisd, rlrt, signals
+import trl_selfdistill  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The shape annotations are checked at run time, in tests only. pytest's jaxtyping hook does it for the ops (see
 # pyproject.toml). It cannot do it for the algorithms' modules, where it would check all fields of TrainingArguments.
-FORMULAS = {
-    signals: ("log_ratio", "masked_fill_nan", "summary", "exact_median"),
-    rlrt: ("rlrt_weights", "rlrt_advantages"),
-    antisd: ("antisd_advantages", "toward_advantages"),
-}
-for module, names in FORMULAS.items():
-    for name in names:
-        checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
-        setattr(module, name, jaxtyped(typechecker=checker)(getattr(module, name)))
+CHECKED = ("trl_selfdistill.algorithms.", "trl_selfdistill.maths.")
+
+
+def check_shapes() -> list[str]:
+    """Put a checked version in the place of every public function of `CHECKED`, wherever it was imported to."""
+    checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "trl_selfdistill"}
+    checked = {}
+    for name, module in ours.items():
+        if name.startswith(CHECKED):
+            public = {k: v for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == name}
+            checked |= {v: jaxtyped(typechecker=checker)(v) for k, v in public.items() if not k.startswith("_")}
+    for module in ours.values():
+        for attribute, value in list(vars(module).items()):
+            if inspect.isfunction(value) and value in checked:
+                setattr(module, attribute, checked[value])
+    return [f"{function.__module__}.{function.__name__}" for function in checked]
+
+
+SHAPE_CHECKED = check_shapes()
 
 
 @pytest.fixture(scope="session")

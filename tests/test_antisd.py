@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, Rollout
-from trl_selfdistill.antisd import antisd_advantages, toward_advantages
-from trl_selfdistill.contexts import verdict
-from trl_selfdistill.signals import phi
+from trl_selfdistill.algorithms.antisd import antisd_advantages, toward_advantages
+from trl_selfdistill.context.builders import verdict
+from trl_selfdistill.maths import phi
 
 
 @pytest.mark.parametrize(("u", "expected"), [(-1.0, 0.094971), (1.0, -0.155029), (0.0, 0.0), (-50.0, 0.173287)])

@@ -4,16 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_selfdistill import OPSDConfig, OPSDTrainer
-from trl_selfdistill.contexts import (
-    Rollout,
-    completion_text,
-    context_source,
-    correct_peer,
-    gold,
-    group_peers,
-    peer_else_gold,
-    resolve_context,
-)
+from trl_selfdistill.context.builders import context_source, correct_peer, gold, peer_else_gold, resolve_context
+from trl_selfdistill.context.rollout import Rollout, completion_text, group_peers
 
 
 def rollout(**kwargs) -> Rollout:
@@ -70,10 +62,12 @@ def test_incomplete_groups_are_refused():
 
 def test_resolve_by_name_and_by_path():
     assert resolve_context("peer") is correct_peer
-    assert resolve_context("trl_selfdistill.contexts.gold") is gold
+    assert resolve_context("trl_selfdistill.context.builders.gold") is gold
 
 
-@pytest.mark.parametrize("name", ["golden", "no.such.module.f", "trl_selfdistill.contexts.nothing", "math.pi", ""])
+@pytest.mark.parametrize(
+    "name", ["golden", "no.such.module.f", "trl_selfdistill.context.builders.nothing", "math.pi", ""]
+)
 def test_resolve_refuses_what_is_not_a_function(name):
     with pytest.raises(ValueError, match="context="):
         resolve_context(name)

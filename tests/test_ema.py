@@ -5,7 +5,7 @@ from peft import LoraConfig
 from torch import nn
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, RLRTConfig, RLRTTrainer
-from trl_selfdistill.ema import EMACallback, EMATeacher
+from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
 
 
 def policy() -> nn.Module:

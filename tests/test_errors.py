@@ -9,7 +9,8 @@ from trl import GRPOConfig
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill._compat import UnsupportedTRLError, check_trl
-from trl_selfdistill.contexts import Rollout, verdict
+from trl_selfdistill.context.builders import verdict
+from trl_selfdistill.context.rollout import Rollout
 
 
 def make(model_dir, tokenizer, tmp_path, *, config=None, **kwargs):

@@ -38,8 +38,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer, SelfDistillConfig
-from trl_selfdistill.rlrt import rlrt_advantages
-from trl_selfdistill.signals import log_ratio
+from trl_selfdistill.algorithms.rlrt import rlrt_advantages
+from trl_selfdistill.maths import log_ratio
 
 # An untrained model would hardly ever end its answer.
 OFTEN_DONE = {"sequence_bias": [[[build_tokenizer().eos_token_id], 5.0]]}

@@ -7,7 +7,7 @@ from helpers import build, distill_settings, exact_reward, lenient_reward, state
 from peft import LoraConfig, PromptTuningConfig, TaskType
 
 from trl_selfdistill import OPSDConfig, OPSDTrainer, divergence
-from trl_selfdistill.opsd import no_reward
+from trl_selfdistill.algorithms.opsd import no_reward
 
 
 def make(model_dir, tokenizer, tmp_path, *, config=None, lora=False, **kwargs):

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_selfdistill.rlrt import RLRTConfig, rlrt_advantages, rlrt_weights
-from trl_selfdistill.signals import log_ratio
+from trl_selfdistill.algorithms.rlrt import RLRTConfig, rlrt_advantages, rlrt_weights
+from trl_selfdistill.maths import log_ratio
 
 VECTORS = [
     # A, s, t, strength, clip -> w, A_t

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_selfdistill import RLRTConfig
-from trl_selfdistill.build import make_teacher
+from trl_selfdistill.trainer.build import make_teacher
 
 FSDP = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
 ZERO = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_selfdistill.signals import EntropyGate, exact_median, log_ratio, phi, summary
+from trl_selfdistill.maths import EntropyGate, exact_median, log_ratio, phi, summary
 
 PHI = [
     (-50, -0.346574),

@@ -4,14 +4,14 @@ from trl_selfdistill._compat import check_trl
 
 check_trl()
 
-from trl_selfdistill.antisd import AntiSDConfig, AntiSDTrainer  # noqa: E402
-from trl_selfdistill.collator import PrivilegedContextCollator  # noqa: E402
+from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer  # noqa: E402
+from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer  # noqa: E402
+from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer  # noqa: E402
 from trl_selfdistill.config import SelfDistillConfig  # noqa: E402
-from trl_selfdistill.contexts import Rollout  # noqa: E402
+from trl_selfdistill.context.collator import PrivilegedContextCollator  # noqa: E402
+from trl_selfdistill.context.rollout import Rollout  # noqa: E402
+from trl_selfdistill.maths import EntropyGate  # noqa: E402
 from trl_selfdistill.ops import linear_divergence, linear_logps  # noqa: E402
-from trl_selfdistill.opsd import OPSDConfig, OPSDTrainer  # noqa: E402
-from trl_selfdistill.rlrt import RLRTConfig, RLRTTrainer  # noqa: E402
-from trl_selfdistill.signals import EntropyGate  # noqa: E402
 
 __version__ = "0.1.0"
 

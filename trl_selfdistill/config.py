@@ -6,9 +6,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from trl_selfdistill.checkpoint import warn_of_saves_inside_a_batch
-from trl_selfdistill.contexts import resolve_context
-from trl_selfdistill.templates import check_template
+from trl_selfdistill.context.builders import resolve_context
+from trl_selfdistill.context.templates import check_template
+from trl_selfdistill.settings import in_range, warn_of_saves_inside_a_batch
 
 TEACHER_KINDS = ("live", "base", "ema")
 
@@ -183,9 +183,3 @@ class SelfDistillConfig(GRPOConfig):
         new.set_defaults()
         new.check()
         return new
-
-
-def in_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise `ValueError` unless `low <= value <= high`."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value} must be between {low} and {high}.")

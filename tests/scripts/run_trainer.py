@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_selfdistill
-from trl_selfdistill.contexts import resolve_context
-from trl_selfdistill.ema import EMATeacher
+from trl_selfdistill.context.builders import resolve_context
+from trl_selfdistill.teachers.ema import EMATeacher
 
 
 def scripted_rollouts(prompts: list, trainer: Any) -> dict[str, Any]:

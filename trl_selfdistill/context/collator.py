@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import BatchEncoding
 
-from trl_selfdistill.encoding import (
+from trl_selfdistill.context.encoding import (
     cut_middle,
     encode,
     encode_literally,
@@ -21,7 +21,7 @@ from trl_selfdistill.encoding import (
     prepend,
     render,
 )
-from trl_selfdistill.templates import (
+from trl_selfdistill.context.templates import (
     Prompt,
     check_template,
     default_template,

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
 from trl_selfdistill.ops import Head, output_head
-from trl_selfdistill.teacher import Teacher
+from trl_selfdistill.teachers.base import Teacher
 
 
 class EMATeacher(Teacher):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 VALUES = "selfdistill_state.json"
 TENSORS = "selfdistill_teacher.safetensors"
-
-
-def warn_of_saves_inside_a_batch(args: Any) -> None:
-    """Warn where `args` (a `GRPOConfig`) saves while rollouts are left to train on: TRL draws new ones on resume."""
-    batch = args.steps_per_generation * args.num_iterations
-    is_inside = args.save_steps >= 1 and args.save_steps * args.gradient_accumulation_steps % batch
-    if args.save_strategy == "steps" and is_inside:
-        warnings.warn(
-            f"save_steps={args.save_steps} saves inside a batch of rollouts, and TRL draws new ones on resume: the run "
-            "will not go on exactly where it stopped. Make save_steps * gradient_accumulation_steps a multiple of "
-            f"steps_per_generation * num_iterations = {batch}.",
-            stacklevel=2,
-        )
 
 
 def checkpoint_folder(run_folder: str, step: int) -> Path:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trl_selfdistill.lesson import Lesson
-from trl_selfdistill.signals import TokenScores
-from trl_selfdistill.trainer import SelfDistillTrainer
+from trl_selfdistill.maths import TokenScores
+from trl_selfdistill.trainer.base import SelfDistillTrainer
+from trl_selfdistill.trainer.rollouts import Lesson
 
 
 class TokenSignalTrainer(SelfDistillTrainer):

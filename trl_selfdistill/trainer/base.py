@@ -27,8 +27,22 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_selfdistill.build import make_collator, make_teacher
-from trl_selfdistill.checkpoint import (
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.context.builders import FEEDBACK_COLUMN, ContextBuilder, resolve_context, verdict
+from trl_selfdistill.context.collator import PrivilegedContextCollator
+from trl_selfdistill.context.rollout import Rollout, completion_text
+from trl_selfdistill.maths import TokenScores, exact_median
+from trl_selfdistill.ops import output_head
+from trl_selfdistill.record.metrics import MetricLog
+from trl_selfdistill.record.token_log import TokenLog
+from trl_selfdistill.scoring.forward import causal_lm
+from trl_selfdistill.scoring.media import media_of
+from trl_selfdistill.scoring.tokens import TokenScorer, rows_to_score
+from trl_selfdistill.teachers.base import LiveTeacher, Teacher, scoring_mode
+from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
+from trl_selfdistill.trainer.build import make_collator, make_teacher
+from trl_selfdistill.trainer.datachecks import GoldColumns, datasets_in, reward_index
+from trl_selfdistill.trainer.resume import (
     RunFinishedError,
     StopFinishedRun,
     checkpoint_folder,
@@ -37,18 +51,7 @@ from trl_selfdistill.checkpoint import (
     read_state,
     write_state,
 )
-from trl_selfdistill.collator import PrivilegedContextCollator
-from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.contexts import FEEDBACK_COLUMN, ContextBuilder, Rollout, completion_text, resolve_context, verdict
-from trl_selfdistill.datachecks import GoldColumns, datasets_in, reward_index
-from trl_selfdistill.ema import EMACallback, EMATeacher
-from trl_selfdistill.lesson import Lesson, make_rollouts
-from trl_selfdistill.metrics import MetricLog
-from trl_selfdistill.ops import output_head
-from trl_selfdistill.scoring import TokenScorer, causal_lm, media_of, rows_to_score
-from trl_selfdistill.signals import TokenScores, exact_median
-from trl_selfdistill.teacher import LiveTeacher, Teacher, scoring_mode
-from trl_selfdistill.token_log import TokenLog
+from trl_selfdistill.trainer.rollouts import Lesson, make_rollouts
 
 
 class SelfDistillTrainer(GRPOTrainer, ABC):

@@ -11,10 +11,11 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from trl_selfdistill.config import SelfDistillConfig, in_range
-from trl_selfdistill.contexts import resolve_function, verdict
-from trl_selfdistill.signals import EntropyGate, TokenScores, masked_fill_nan, phi
-from trl_selfdistill.token_signal import TokenSignalTrainer
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.context.builders import resolve_function, verdict
+from trl_selfdistill.maths import EntropyGate, TokenScores, masked_fill_nan, phi
+from trl_selfdistill.settings import in_range
+from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
 
 
 def antisd_advantages(
@@ -183,8 +184,7 @@ class AntiSDTrainer(TokenSignalTrainer):
         self, advantages: Float[Tensor, " B"], scores: TokenScores
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
         if self.args.antisd_direction == "toward":
-            shaped = toward_advantages(advantages, scores.log_ratio, strength=self.args.antisd_strength)
-            return shaped, {}
+            return toward_advantages(advantages, scores.log_ratio, strength=self.args.antisd_strength), {}
         if scores.training:
             self.gate = self.gate.step(scores.median_entropy)
         strength = self.args.antisd_strength if self.gate.active else 0.0

@@ -8,12 +8,13 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
 
-from trl_selfdistill.collator import PrivilegedContextCollator
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.ema import EMATeacher
-from trl_selfdistill.encoding import chat_markers
-from trl_selfdistill.teacher import FrozenCopyTeacher, LiveTeacher, Teacher, base_adapter_teacher, frozen_copy
-from trl_selfdistill.templates import Prompt
+from trl_selfdistill.context.collator import PrivilegedContextCollator
+from trl_selfdistill.context.encoding import chat_markers
+from trl_selfdistill.context.templates import Prompt
+from trl_selfdistill.teachers.adapter import base_adapter_teacher
+from trl_selfdistill.teachers.base import FrozenCopyTeacher, LiveTeacher, Teacher, frozen_copy
+from trl_selfdistill.teachers.ema import EMATeacher
 
 
 def make_collator(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import BatchEncoding
 
-from trl_selfdistill.contexts import Rollout, group_peers
+from trl_selfdistill.context.rollout import Rollout, group_peers
 
 
 @dataclass(frozen=True, slots=True)

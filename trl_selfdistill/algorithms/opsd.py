@@ -11,9 +11,10 @@ from typing import Any, final
 
 from torch import Tensor
 
-from trl_selfdistill.config import TEACHER_KINDS, SelfDistillConfig, in_range
-from trl_selfdistill.divergence import DivergenceTrainer
+from trl_selfdistill.config import TEACHER_KINDS, SelfDistillConfig
 from trl_selfdistill.ops import DivergenceOutput
+from trl_selfdistill.settings import in_range
+from trl_selfdistill.trainer.divergence import DivergenceTrainer
 
 _INSTRUCTION = (
     "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in your own "

@@ -1,45 +1,16 @@
 """Log-probabilities of sampled tokens from hidden states, in float32, whatever the model is wrapped in."""
 
 import inspect
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor, nn
 
 from trl_selfdistill.ops import linear_logps, output_head
-
-
-def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[..., Any], **inputs: Any) -> Any:
-    """Call `function(**inputs)` from within `wrapper`'s forward.
-
-    DDP, FSDP and ZeRO-3 do their work in hooks around the wrapper's forward, so hidden states and the head must be
-    computed in there; so does PEFT, which puts the tokens of prompt and prefix tuning in front. `inner` is the module
-    that `wrapper` wraps in the end, and whose forward it calls; it may be `wrapper` itself.
-    """
-    patched = "forward" in vars(inner)
-    original = inner.forward
-
-    def redirected(*args: Any, **kwargs: Any) -> Any:
-        inner.forward = original  # the function may call it
-        return function(*args, **kwargs)
-
-    inner.forward = redirected
-    try:
-        return wrapper(**inputs)
-    finally:
-        if patched:
-            inner.forward = original
-        else:
-            del inner.forward
-
-
-def causal_lm(model: nn.Module) -> Any:
-    """The language model itself, out of its PEFT wrapper. Adapters in its layers stay active."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+from trl_selfdistill.scoring.forward import inside_forward
+from trl_selfdistill.scoring.media import media_of
 
 
 class TokenScorer:
@@ -102,31 +73,3 @@ def rows_to_score(accelerator: Accelerator, batch: dict[str, Any], has_context: 
     rows = has_context.nonzero().flatten().tolist()
     counts: Any = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device))
     return rows + [0] * (int(counts.max()) - len(rows))
-
-
-_MEDIA_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-_PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
-
-
-def media_of(batch: dict[str, Any], width: int | None = None) -> dict[str, Any]:
-    """The batch's image inputs, under the names that TRL's log-probability method takes.
-
-    Entries with one value a token are brought to `width` on the left: what stands before the prompt is text, type 0.
-    """
-    media = {key: batch[key] for key in _MEDIA_KEYS if key in batch}
-    if width is not None:
-        for key in _PER_TOKEN_KEYS:
-            if key in media:
-                media[key] = nn.functional.pad(media[key], (width - media[key].size(1), 0))
-    return media

@@ -7,8 +7,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 
-from trl_selfdistill.contexts import Rollout
-from trl_selfdistill.signals import TokenScores
+from trl_selfdistill.context.rollout import Rollout
+from trl_selfdistill.maths import TokenScores
 
 
 class TokenLog:

@@ -8,12 +8,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from trl_selfdistill.lesson import Lesson
+from trl_selfdistill.maths import TokenScores
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, output_head
-from trl_selfdistill.scoring import causal_lm, inside_forward, media_of, positions
-from trl_selfdistill.signals import TokenScores
-from trl_selfdistill.teacher import scoring_mode
-from trl_selfdistill.trainer import SelfDistillTrainer
+from trl_selfdistill.scoring.forward import causal_lm, inside_forward
+from trl_selfdistill.scoring.media import media_of
+from trl_selfdistill.scoring.tokens import positions
+from trl_selfdistill.teachers.base import scoring_mode
+from trl_selfdistill.trainer.base import SelfDistillTrainer
+from trl_selfdistill.trainer.rollouts import Lesson
 
 
 class DivergenceTrainer(SelfDistillTrainer):

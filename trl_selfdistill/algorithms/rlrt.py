@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trl_selfdistill.config import SelfDistillConfig, in_range
-from trl_selfdistill.signals import TokenScores, masked_fill_nan
-from trl_selfdistill.token_signal import TokenSignalTrainer
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.maths import TokenScores, masked_fill_nan
+from trl_selfdistill.settings import in_range
+from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
 
 _MAX_EXPONENT = 20.0  # exp(20) is far outside every clip range and still finite in float32
 

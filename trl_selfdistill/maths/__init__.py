@@ -1,0 +1,13 @@
+"""Pure maths on per-token log-probabilities. Imports torch and nothing else of ours.
+
+Shapes, here and everywhere in the package: B rollouts of a batch, T completion tokens, N valid tokens, H hidden size,
+V vocabulary, G rollouts of a group. Symbols: `s_t` and `t_t` are the log-probabilities of the sampled token under
+student and teacher, `u_t = t_t - s_t` is their log-ratio. All logarithms are natural (nats).
+"""
+
+from trl_selfdistill.maths.gate import EntropyGate
+from trl_selfdistill.maths.ratios import log_ratio, phi
+from trl_selfdistill.maths.scores import TokenScores
+from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary
+
+__all__ = ["EntropyGate", "TokenScores", "exact_median", "log_ratio", "masked_fill_nan", "phi", "summary"]

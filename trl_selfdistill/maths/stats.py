@@ -1,0 +1,32 @@
+"""Statistics of per-token values."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def masked_fill_nan(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`values` with NaN where `mask` is False: the package's mark for "does not apply" in a per-token metric."""
+    return torch.where(mask, values, torch.nan)
+
+
+def summary(values: Float[Tensor, " N"]) -> dict[str, float]:
+    """Mean, median (of the two middle values, their mean) and standard deviation of a flat tensor; NaN when empty."""
+    if values.numel() == 0:
+        return dict.fromkeys(("mean", "median", "std"), math.nan)
+    x = values.double()
+    return {"mean": x.mean().item(), "median": exact_median(x), "std": x.std(correction=0).item()}
+
+
+def exact_median(values: Float[Tensor, " N"]) -> float:
+    """Median by sorting; for an even count the mean of the two middle values. NaN when empty.
+
+    `torch.quantile` refuses more than 16 M elements and `torch.median` takes the lower middle, so neither serves.
+    """
+    n = values.numel()
+    if n == 0:
+        return math.nan
+    ordered = values.double().sort().values
+    return ((ordered[(n - 1) // 2] + ordered[n // 2]) / 2).item()

@@ -1,0 +1,1 @@
+"""Whose weights score: the policy's own, its start, or its average. No maths, no text, no TRL."""
