@@ -1,5 +1,7 @@
 """What several test files need. Fixtures are in conftest.py."""
 
+import dataclasses
+import functools
 import importlib
 import json
 import multiprocessing
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -163,12 +166,76 @@ def record_scores(trainer: Any) -> list[Any]:
     return seen
 
 
+def watch_signals(trainer: Any) -> list[Any]:
+    """What every generation batch was taught, or the part of it that was seen before a log line.
+
+    Rows are in the order of the rollouts: the batch as the teacher left it (`plain` is GRPO's advantage), the scores,
+    the advantages (B, T) that the loss got, the rollouts and the teacher's prompts of each view.
+    """
+    seen: list[Any] = []
+    apply, batches = trainer.apply_teacher, {}
+
+    def applying(batch: dict[str, Any], lesson: Any) -> dict[str, Any]:
+        plain = batch["advantages"].clone()
+        out = apply(batch, lesson)
+        batches[id(lesson)] = (lesson, {**out, "plain": plain})
+        return out
+
+    def taking(log: Any, take: Any) -> Any:
+        part = take()
+        if part is not None:
+            lesson, batch = batches[id(log.lesson)]
+            order = part.rows.argsort()
+            rows, total = part.rows[order], len(lesson.rollouts)
+            views = {name: {k: v[rows] for k, v in view.prompts.items()} for name, view in lesson.views.items()}
+            has_rows = {
+                k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and len(v.shape) and len(v) == total
+            }
+            tensors = {k: v[rows] for k, v in has_rows.items()}
+            tensors["advantages"] = None if part.advantages is None else part.advantages[order]
+            media = {k: v for k, v in batch.items() if k not in tensors}
+            seen.append(
+                SimpleNamespace(
+                    **media,
+                    **tensors,
+                    scores=in_order(part.scores, order),
+                    metrics={k: v[order] for k, v in part.metrics.items()},
+                    lesson=lesson,
+                    views=views,
+                    teacher=next(iter(views.values()), None),
+                    rollouts=[lesson.rollouts[row] for row in rows.tolist()],
+                    prompts=[lesson.rollouts[row].prompt for row in rows.tolist()],
+                )
+            )
+        return part
+
+    trainer.apply_teacher = applying
+    for log in trainer._signals.values():
+        log.take = functools.partial(taking, log, log.take)
+    return seen
+
+
+def in_order(scores: Any, order: torch.Tensor) -> Any:
+    """`TokenScores` with its rows in another order."""
+    tensors = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+    return dataclasses.replace(
+        scores, **{name: value[order] for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    )
+
+
+def compute_loss(trainer: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """The loss of one micro-batch of new rollouts."""
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._compute_loss(trainer.model, trainer._generate_and_score_completions(rows))
+
+
 __all__ = [
     "HINT_TEMPLATE",
     "ROOT",
     "Result",
     "assert_same_state",
     "build",
+    "compute_loss",
     "distill_settings",
     "exact_reward",
     "lenient_reward",
@@ -183,5 +250,6 @@ __all__ = [
     "step_logs",
     "sums",
     "wait",
+    "watch_signals",
     "write_job",
 ]

@@ -158,7 +158,9 @@ def test_feedback_reaches_the_teacher_and_is_plain_text(source, model_dir, token
     trainer.train()
     lesson = seen[0]
     for i, rollout in enumerate(lesson.rollouts):
-        ids = lesson.prompts["teacher_prompt_ids"][i][lesson.prompts["teacher_prompt_mask"][i].bool()]
+        ids = lesson.views["teacher"].prompts["teacher_prompt_ids"][i][
+            lesson.views["teacher"].prompts["teacher_prompt_mask"][i].bool()
+        ]
         text = tokenizer.decode(ids)
         told = {"verdict": verdict(rollout), "column": "passes <|user|> 7 of 12", "function": half_right(rollout)}
         assert f"|{told[source]}>" in text

@@ -3,9 +3,36 @@ from helpers import build, distill_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_selfdistill import OPSDConfig, OPSDTrainer
-from trl_selfdistill.context.builders import context_source, correct_peer, gold, peer_else_gold, resolve_context
-from trl_selfdistill.context.rollout import Rollout, completion_text, group_peers
+from trl_selfdistill import Context, OPSDConfig, OPSDTrainer
+from trl_selfdistill.context.answers import final_answer, majority
+from trl_selfdistill.context.builders import (
+    NO_PRIVILEGED_TEXT,
+    as_context,
+    correct_peer,
+    gold,
+    majority_peer,
+    no_text,
+    other_gold,
+    own_peer,
+    peer_else_gold,
+    resolve_context,
+    verdict,
+)
+from trl_selfdistill.context.groups import Outcome, make_groups
+from trl_selfdistill.context.groups import other_gold as pick_other_gold
+from trl_selfdistill.context.rollout import Rollout, completion_text, conversation_text
+
+
+def outcomes(texts, passed=None, finished=None, golds=None) -> list[Outcome]:
+    every = [True] * len(texts)
+    golds = golds or [None] * len(texts)
+    parts = zip(texts, finished or every, passed or every, every, golds, strict=True)
+    return [Outcome(*part) for part in parts]
+
+
+def group_peers(texts, eligible, size, seed) -> list[tuple[str, ...]]:
+    groups = make_groups(outcomes(texts, eligible), size, seed)
+    return [groups[i // size].others(i, correct=True) for i in range(len(texts))]
 
 
 def rollout(**kwargs) -> Rollout:
@@ -14,10 +41,100 @@ def rollout(**kwargs) -> Rollout:
 
 def test_builtin_builders():
     both = rollout(gold="g", peers=("p", "q"))
-    assert (gold(both), correct_peer(both), peer_else_gold(both)) == ("g", "p", "p")
+    assert gold(both) == Context("g", "gold")
+    assert correct_peer(both) == peer_else_gold(both) == Context("p", "peer")
     alone = rollout(gold="g")
-    assert (correct_peer(alone), peer_else_gold(alone)) == (None, "g")
-    assert peer_else_gold(rollout()) is None
+    assert (correct_peer(alone), peer_else_gold(alone)) == (None, Context("g", "gold"))
+    assert peer_else_gold(rollout()) is gold(rollout()) is other_gold(rollout()) is own_peer(rollout()) is None
+    assert no_text(rollout()) is NO_PRIVILEGED_TEXT
+    assert other_gold(rollout(other_gold="o")) == Context("o", "other_gold")
+
+
+def test_own_peers_are_drawn_for_each_rollout_and_the_groups_peer_once():
+    peers = tuple("abcdefgh")
+    drawn = {own_peer(rollout(peers=peers, seed="s", index=i)).text for i in range(40)}
+    assert len(drawn) > 3
+    assert own_peer(rollout(peers=peers, seed="s", index=1)) == own_peer(rollout(peers=peers, seed="s", index=1))
+
+
+def test_a_group_has_two_teacher_prompts_at_most():
+    for seed in range(50):
+        firsts = [peers[0] for peers in group_peers([f"text {i}" for i in range(8)], [True] * 8, 8, str(seed))]
+        assert sorted(firsts.count(text) for text in set(firsts)) == [1, 7]
+
+
+def test_wrong_and_finished_peers():
+    (group,) = make_groups(
+        [
+            Outcome("right", True, True, True),
+            Outcome("cut", False, True, True),
+            Outcome("wrong", True, False, True),
+            Outcome("unknown", True, False, False),
+        ],
+        4,
+        "s",
+    )
+    assert group.others(1, correct=True) == ("right",)
+    assert group.others(0, correct=False) == ("wrong",)
+    assert set(group.others(0)) == {"wrong", "unknown"}
+    assert group.pass_rate == pytest.approx(1 / 3)  # the right one that was cut off is not correct; one has no reward
+
+
+def test_another_gold_is_never_the_own_one_and_the_same_for_the_group():
+    golds = ["1", "1", "2", "2", "1", "1", None, None]
+    groups = make_groups(outcomes(list("abcdefgh"), golds=golds), 2, "s")
+    for group, wanted in zip(groups, ("2", "1", "2", ("1", "2")), strict=True):
+        assert pick_other_gold(groups, group) in wanted
+    alone = make_groups(outcomes(["a", "b"], golds=["1", "1"]), 2, "s")
+    assert pick_other_gold(alone, alone[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{\frac{1}{2}} or 3", r"\frac{1}{2}"),
+        ("it is 1,234.5.", "1234.5"),
+        ("first 3, then -7", "-7"),
+        ("yes\nno ", "no"),
+        (r"\boxed{cut off", r"\boxed{cut off"),
+        (" ", None),
+    ],
+)
+def test_final_answers(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_the_majority_is_the_most_frequent_answer():
+    assert majority(["1", "2", "2", None], "s") == "2"
+    assert {majority(["1", "2"], str(seed)) for seed in range(20)} == {"1", "2"}
+    assert majority([None], "s") is None
+    mine = rollout(completion="= 3", finished_peers=("it is 2", "so 3", "3!"), seed="s")
+    assert majority_peer(mine) == Context("so 3", "majority")
+    assert majority_peer(rollout(completion="= 3", finished=False, finished_peers=())) is None
+
+
+@pytest.mark.parametrize("blank", ["", " \n\t", Context("  ", "gold"), None, [{"role": "assistant", "content": " "}]])
+def test_a_blank_context_is_none(blank):
+    assert as_context(blank, maker="context_builder") is None
+
+
+def test_what_a_builder_may_return():
+    assert as_context("text", maker="m") == Context("text", "custom")
+    assert as_context(NO_PRIVILEGED_TEXT, maker="m") is NO_PRIVILEGED_TEXT
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    assert as_context(Context(turns, "mine"), maker="m") == Context("User: 1+1?\n\nAssistant: 2", "mine")
+    assert conversation_text(turns[1:]) == "2"
+    with pytest.raises(ValueError, match=r"context_builder must return.*int"):
+        as_context(3, maker="context_builder")
+
+
+def test_the_verdict_follows_the_raw_reward():
+    assert verdict(rollout()) == "The answer is correct."
+    assert verdict(rollout(correct=False)) == "The answer is incorrect."
+    assert verdict(rollout(correct=False, passed=True, finished=False)) == "The answer is correct."
+    assert verdict(rollout(assessed=False)) == "The answer was not assessed."
+    assert verdict(rollout(feedback="passes 3 of 4", row={"feedback": "static"})) == "passes 3 of 4"
+    assert verdict(rollout(row={"feedback": "static"})) == "The answer is correct."
 
 
 groups = st.tuples(st.integers(1, 6), st.integers(1, 5)).flatmap(
@@ -71,11 +188,6 @@ def test_resolve_by_name_and_by_path():
 def test_resolve_refuses_what_is_not_a_function(name):
     with pytest.raises(ValueError, match="context="):
         resolve_context(name)
-
-
-def test_sources():
-    r = rollout(gold="g", peers=("p",))
-    assert [context_source(r, c) for c in (None, "p", "g", "x")] == ["none", "peer", "gold", "custom"]
 
 
 def test_text_of_completions():

@@ -6,18 +6,21 @@ from datasets import Dataset
 from helpers import (
     assert_same_state,
     build,
+    compute_loss,
     distill_settings,
     record_scores,
     settings,
     state_of,
     step_logs,
     sums,
+    watch_signals,
 )
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
 
 GRPO_KEYS = ("loss", "grad_norm", "reward", "entropy", "learning_rate")
 VARIANTS = [
@@ -73,7 +76,12 @@ def test_a_teacher_prompt_equal_to_the_students_has_no_effect(kind, lora, model_
     )
     peft = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5) if lora else None
     trainer = build(
-        RLRTTrainer, config, str(model_dir), tokenizer, peft_config=peft, context_builder=lambda rollout: ""
+        RLRTTrainer,
+        config,
+        str(model_dir),
+        tokenizer,
+        peft_config=peft,
+        context_builder=lambda rollout: NO_PRIVILEGED_TEXT,
     )
     scores = record_scores(trainer)
     trainer.train()
@@ -117,15 +125,17 @@ def test_rows_without_a_teacher_and_masked_tokens_are_exactly_grpo(model_dir, to
         reward_funcs=lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))],
         context_builder=lambda rollout: "12" if next(asked) < 4 else None,
     )
-    scores = record_scores(trainer)
+    seen = watch_signals(trainer)
     rows = [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-    taught = scores[0].mask.any(dim=1)
-    assert taught.tolist() == [True] * 4 + [False] * 4
-    plain = batch["advantages"][4:]
-    assert torch.equal(plain, plain[:, :1].expand_as(plain))
-    padding = ~batch["completion_mask"].bool()
-    assert not scores[0].mask[padding].any()
+    compute_loss(trainer, rows)
+    (batch,) = seen
+    assert batch.scores.mask.any(dim=1).tolist() == [True] * 4 + [False] * 4
+    plain = batch.plain.unsqueeze(1).expand_as(batch.advantages)
+    assert torch.equal(batch.advantages[4:], plain[4:])
+    assert not torch.equal(batch.advantages[:4], plain[:4])
+    padding = ~batch.completion_mask.bool()
+    assert torch.equal(batch.advantages[padding], plain[padding])
+    assert not batch.scores.mask[padding].any()
 
 
 def test_evaluation_does_not_change_which_peers_training_picks(model_dir, tokenizer, tmp_path):
@@ -174,16 +184,18 @@ def test_absolute_positions_do_not_see_the_padding(model_dir, tokenizer, tmp_pat
     gpt2.transformer.wpe.weight.data *= 50
     config = RLRTConfig(**distill_settings(tmp_path, teacher_template="{prompt}{context}"))
     long, short = [{"role": "user", "content": "1" * 50}], [{"role": "user", "content": "1"}]
-    asked = iter(range(100))
+    asked = iter(range(100))  # one long teacher prompt pads the others
     trainer = build(
         RLRTTrainer,
         config,
         gpt2,
         tokenizer,
         train_dataset=Dataset.from_dict({"prompt": [short] * 8}),
-        context_builder=lambda rollout: "" if next(asked) % 8 else "2" * 90,  # one long teacher prompt pads the others
+        context_builder=lambda rollout: (
+            NO_PRIVILEGED_TEXT if next(asked) % 8 else "2" * 90
+        ),  # one long teacher prompt pads the others
     )
     scores = record_scores(trainer)
-    trainer._generate_and_score_completions([{"prompt": short}] * 4 + [{"prompt": long}] * 4)
+    compute_loss(trainer, [{"prompt": short}] * 4 + [{"prompt": long}] * 4)
     assert scores[0].log_ratio[0].abs().max() > 1e-3
     assert scores[0].log_ratio[1:].abs().max() <= 1e-5

@@ -10,7 +10,7 @@ from helpers import assert_same_state, run_trainer, start_trainer, wait
 from safetensors.torch import load_file
 from test_processes import resume_settings
 
-from trl_selfdistill.trainer.resume import last_complete_checkpoint
+from trl_selfdistill.trainer.checkpoint import last_complete_checkpoint
 
 KILLS = 20
 STEPS = 8

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from helpers import HINT_TEMPLATE, build, distill_settings, lenient_reward, record_scores, settings, state_of, step_logs
+from helpers import (
+    HINT_TEMPLATE,
+    build,
+    compute_loss,
+    distill_settings,
+    lenient_reward,
+    settings,
+    state_of,
+    step_logs,
+    watch_signals,
+)
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from tiny_policy import build_model, build_tokenizer, sums, supervised_steps
@@ -39,32 +49,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer, SelfDistillConfig
 from trl_selfdistill.algorithms.rlrt import rlrt_advantages
+from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
 from trl_selfdistill.maths import log_ratio
+from trl_selfdistill.scoring.tokens import written
+from trl_selfdistill.trainer.scorer import completion_logps
 
 # An untrained model would hardly ever end its answer.
 OFTEN_DONE = {"sequence_bias": [[[build_tokenizer().eos_token_id], 5.0]]}
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
-
-
-def watch(trainer: RLRTTrainer) -> list[Any]:
-    """Every batch that the trainer will score: GRPO's advantages, the teacher's prompts, the scores and the result."""
-    seen: list[Any] = []
-    scores = record_scores(trainer)
-    original, teacher_prompts, prompts = trainer.apply_teacher, trainer._teacher_prompts, []
-
-    def remembering(batch, texts, *others):
-        prompts.append(texts)
-        return teacher_prompts(batch, texts, *others)
-
-    def watching(batch, lesson):
-        plain = batch["advantages"].clone()
-        out = original(batch, lesson)
-        add = {"plain": plain, "teacher": lesson.prompts, "rollouts": lesson.rollouts, "prompts": prompts[-1]}
-        seen.append(SimpleNamespace(scores=scores[-1], **add, **out))
-        return out
-
-    trainer._teacher_prompts, trainer.apply_teacher = remembering, watching
-    return seen
 
 
 def check(batch: Any, *, strength: float = 0.5, clip: float = 1.0) -> None:
@@ -128,25 +120,37 @@ def verify_scores(trainer: RLRTTrainer, *, start: Any = None, atol: float = 1e-4
     `start` is a model with the teacher's weights, the policy itself by default; `media(batch, ids)` gives the inputs
     for images.
     """
-    score = trainer.score_tokens
+    apply, shape, fresh = trainer.apply_teacher, trainer.shape, []
 
-    def scoring(batch, lesson):
-        scores = score(batch, lesson)
-        seen = SimpleNamespace(scores=scores, teacher=lesson.prompts, **batch)
-        if scores.mask.any():
-            own, sees = batch["prompt_ids"], lesson.prompts["teacher_prompt_ids"]
-            inputs = media or (lambda batch, ids: {})
-            assert_scored_by(seen, student=trainer.model, atol=atol, **inputs(batch, own))
-            assert_scored_by(seen, teacher=start or trainer.model, atol=atol, **inputs(batch, sees))
-        return scores
+    def applying(batch, lesson):
+        (view,) = lesson.views.values()
+        out = apply(batch, lesson)
+        mask = written(batch) & view.prompts["has_context"].unsqueeze(1)
+        if mask.any():
+            sees = view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"]
+            inputs = media(batch, sees[0]) if media else {}
+            expected = direct_logps(start or trainer.model, *sees, SimpleNamespace(**batch), **inputs)
+            torch.testing.assert_close(out["view/teacher/logps"][mask], expected[mask], atol=atol, rtol=0)
+        fresh.append(True)
+        return out
 
-    trainer.score_tokens = scoring
+    def shaping(inputs):
+        scores = trainer._scores(inputs)
+        if fresh and scores.mask.any():  # later the policy has moved
+            fresh.clear()
+            own = inputs["prompt_ids"], inputs["prompt_mask"]
+            more = media(inputs, own[0]) if media else {}
+            expected = direct_logps(trainer.model, *own, SimpleNamespace(**inputs), **more)
+            torch.testing.assert_close(scores.student_logps[scores.mask], expected[scores.mask], atol=atol, rtol=0)
+        return shape(inputs)
+
+    trainer.apply_teacher, trainer.shape = applying, shaping
 
 
 def train(trainer: RLRTTrainer) -> list[Any]:
     """Train; check every batch, that the policy moved, and that the teacher had a say. The batches."""
     before = state_of(trainer.model)
-    seen = watch(trainer)
+    seen = watch_signals(trainer)
     trainer.train()
     after = state_of(trainer.model)
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -202,7 +206,8 @@ def test_settings_of_grpo(overrides, model_dir, tokenizer, tmp_path):
     trainer = build(RLRTTrainer, config, str(model_dir), tokenizer)
     seen = train(trainer)
     per_generation = config.steps_per_generation * config.num_iterations
-    assert len(seen) == math.ceil(config.max_steps * config.gradient_accumulation_steps / per_generation)
+    batches = math.ceil(config.max_steps * config.gradient_accumulation_steps / per_generation)
+    assert len({id(batch.lesson) for batch in seen}) == batches
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -211,8 +216,8 @@ def test_scores_are_those_of_a_plain_forward(temperature, size, model, tokenizer
     config = RLRTConfig(**distill_settings(tmp_path, temperature=temperature, context="gold"))
     trainer = build(RLRTTrainer, config, model, tokenizer)
     trainer.args.per_device_train_batch_size = size  # forwards of 3, 3 and 2 rows
-    seen = watch(trainer)
-    trainer._generate_and_score_completions([row for row in sums().select([7, 93]) for _ in range(4)])
+    seen = watch_signals(trainer)
+    compute_loss(trainer, [row for row in sums().select([7, 93]) for _ in range(4)])
     assert_scored_by(seen[0], student=trainer.model, teacher=trainer.model, temperature=temperature)
     assert seen[0].scores.log_ratio.abs().max() > 0.01
 
@@ -222,11 +227,11 @@ def test_truncated_completions_are_masked_out_of_everything(model, tokenizer, tm
         **distill_settings(tmp_path, context="gold", mask_truncated_completions=True, max_completion_length=1)
     )
     trainer = build(RLRTTrainer, config, model, tokenizer)
-    seen = watch(trainer)
+    seen = watch_signals(trainer)
     rows = [row for row in sums().select([7, 93]) for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
+    compute_loss(trainer, rows)
     check(seen[0])
-    cut = batch["completion_ids"][:, -1] != tokenizer.eos_token_id
+    cut = seen[0].completion_ids[:, -1] != tokenizer.eos_token_id
     assert cut.any()
     assert not seen[0].scores.mask[cut].any()
     assert not seen[0].scores.correct[cut].any()
@@ -376,8 +381,8 @@ def test_identical_prompts_under_dropout_give_exactly_zero(kind, model, tokenize
         **distill_settings(tmp_path, teacher_template="{context}{prompt}", teacher_model_kind=kind, max_steps=1)
     )
     policy = preloaded_adapter(model, lora_dropout=0.5)
-    trainer = build(RLRTTrainer, config, policy, tokenizer, context_builder=lambda rollout: "")
-    seen = watch(trainer)
+    trainer = build(RLRTTrainer, config, policy, tokenizer, context_builder=lambda rollout: NO_PRIVILEGED_TEXT)
+    seen = watch_signals(trainer)
     trainer.train()
     assert trainer.model.training
     assert seen[0].scores.mask.any(dim=1).all()
@@ -401,7 +406,7 @@ def test_modes_and_adapter_come_back_when_the_forward_raises(kind, model, tokeni
     norm = trainer.model.base_model.model.model.norm
     hook = norm.register_forward_pre_hook(broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        trainer._logps(trainer.teacher, batch, batch["prompt_ids"], batch["prompt_mask"], [0])
+        completion_logps(trainer, trainer.teacher, batch, batch["prompt_ids"], batch["prompt_mask"], [0])
     hook.remove()
     assert {name: module.training for name, module in trainer.model.named_modules()} == modes
     assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == gradients
@@ -624,7 +629,7 @@ def test_train_and_eval_sets_may_name_the_gold_column_differently(model, tokeniz
         train_dataset=both,
         eval_dataset=sums().select(range(2)),
     )
-    seen = watch(trainer)
+    seen = watch_signals(trainer)
     trainer.train()
     for batch in seen:
         for rollout, prompt in zip(batch.rollouts, batch.prompts, strict=True):
@@ -671,8 +676,9 @@ def test_prompts(form, placement, model, tokenizer, tmp_path):
         return
     trainer = make()
     trainer.reward_funcs[0] = lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))]
-    seen = watch(trainer)
-    batch = trainer._generate_and_score_completions([row for row in rows[7:9] for _ in range(4)])
+    seen = watch_signals(trainer)
+    compute_loss(trainer, [row for row in rows[7:9] for _ in range(4)])
+    batch = vars(seen[0])
     check(seen[0])
     for i, rollout in enumerate(seen[0].rollouts):
         sees = batch_ids(seen[0].teacher["teacher_prompt_ids"], seen[0].teacher["teacher_prompt_mask"])[i]
@@ -931,7 +937,7 @@ def test_a_rollout_cut_off_inside_a_tools_result_is_no_context(tool_user, tmp_pa
     always = lambda completions, **kwargs: [1.0] * len(completions)  # noqa: E731
     trainer = build(RLRTTrainer, config, model, tokenizer, tools=[add], reward_funcs=always)
     scripted(trainer, [call("add"), "4<|end|>"], "")
-    seen = watch(trainer)
+    seen = watch_signals(trainer)
     trainer._generate_and_score_completions([sums()[7]] * 4)
     assert [rollout.correct for rollout in seen[0].rollouts] == [False, True, False, True]
     assert [rollout.peers for rollout in seen[0].rollouts] == [("4", "4"), ("4",), ("4", "4"), ("4",)]
@@ -983,7 +989,7 @@ def test_environments(data, tool_user, tmp_path):
     )
     assert trainer.reward_func_names == ["Riddle"]
     scripted(trainer, [guess(3), guess(5)], "ok<|end|>")
-    seen = watch(trainer)
+    seen = watch_signals(trainer)
     trainer.train()
     asked = {"own": "1+2=", "dataset": "Solve 2+1=", "routed": "2+1="}[data]
     for batch in seen:

@@ -6,8 +6,9 @@ from datasets import Dataset
 from helpers import build, distill_settings, exact_reward, lenient_reward, state_of, step_logs, sums
 from peft import LoraConfig, PromptTuningConfig, TaskType
 
-from trl_selfdistill import OPSDConfig, OPSDTrainer, divergence
+from trl_selfdistill import OPSDConfig, OPSDTrainer
 from trl_selfdistill.algorithms.opsd import no_reward
+from trl_selfdistill.trainer import divergence
 
 
 def make(model_dir, tokenizer, tmp_path, *, config=None, lora=False, **kwargs):

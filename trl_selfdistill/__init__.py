@@ -9,7 +9,7 @@ from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer  # noqa: E40
 from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer  # noqa: E402
 from trl_selfdistill.config import SelfDistillConfig  # noqa: E402
 from trl_selfdistill.context.collator import PrivilegedContextCollator  # noqa: E402
-from trl_selfdistill.context.rollout import Rollout  # noqa: E402
+from trl_selfdistill.context.rollout import Context, Rollout  # noqa: E402
 from trl_selfdistill.maths import EntropyGate  # noqa: E402
 from trl_selfdistill.ops import linear_divergence, linear_logps  # noqa: E402
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AntiSDConfig",
     "AntiSDTrainer",
+    "Context",
     "EntropyGate",
     "OPSDConfig",
     "OPSDTrainer",

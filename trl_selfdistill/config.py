@@ -1,16 +1,23 @@
 """The configuration fields that all self-distillation trainers share."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
-from trl_selfdistill.context.builders import resolve_context
-from trl_selfdistill.context.templates import check_template
-from trl_selfdistill.settings import in_range, warn_of_saves_inside_a_batch
+from trl_selfdistill.context.builders import BUILTIN
+from trl_selfdistill.settings import (
+    TEACHER_KINDS,
+    check_context,
+    check_row_weight,
+    check_teacher,
+    check_types,
+    default_of,
+    warn_of_saves_inside_a_batch,
+)
 
-TEACHER_KINDS = ("live", "base", "ema")
+_GRPO_FIELDS = {f.name for f in fields(GRPOConfig)}
 
 
 @dataclass
@@ -24,9 +31,15 @@ class SelfDistillConfig(GRPOConfig):
     Parameters:
         context (`str`, *optional*, defaults to `"gold"`):
             What the teacher sees: `"gold"` (the dataset's solution), `"peer"` (a correct rollout of the same group,
-            never the rollout itself), `"peer_else_gold"`, or the dotted path of a function `Rollout -> str | None`.
+            never the rollout itself, drawn once per group), `"own_peer"` (drawn anew for each rollout),
+            `"peer_else_gold"`, `"majority"` (a rollout with the group's most frequent answer), the controls
+            `"other_gold"` (the solution of another problem) and `"none"` (no privileged text), or the dotted path of a
+            function `Rollout -> Context | str | None`.
         privileged_context_column (`str`, *optional*, defaults to `"privileged_context"`):
-            Dataset column with the gold solution. `"solution"` is taken where this column is absent.
+            Dataset column with the gold solution. `"solution"` is taken where the default column is absent.
+        feedback_column (`str`, *optional*):
+            Dataset column with feedback for templates with `{feedback}`. `None`: what the reward or the `rollout_func`
+            said of the completion, else whether it was correct.
         teacher_template (`str`, *optional*):
             Text around the context, with one `{context}` and at most one `{prompt}` and one `{feedback}` (how the
             rollout fared). `None` is the algorithm's own.
@@ -52,11 +65,16 @@ class SelfDistillConfig(GRPOConfig):
 
     > Parameters that control correctness and logging
 
-        correctness_reward (`str`, *optional*):
-            Name of the reward function that tells whether a rollout is correct. `None`: the first one.
+        correctness_reward (`str`, `list[str]` or a function, *optional*):
+            Name of the reward function that tells whether a rollout is correct. `None`: the first one. Several names,
+            for several tasks: correct when each one that is not `None` reaches the threshold. A function, or its dotted
+            path, gets all rewards by name and answers True, False or `None` (not assessed).
         correctness_threshold (`float`, *optional*, defaults to `1.0`):
             A rollout is correct when that reward is at least this much. Truncated rollouts and `None`/NaN rewards are
             never correct.
+        row_weight (`str`, *optional*, defaults to `"none"`):
+            Weight of each rollout, whatever the algorithm: `"paced"` is 4 p (1 - p) with the group's share p of correct
+            rollouts; or the dotted path of a function `Rollout -> float`.
         log_token_signals (`bool`, *optional*, defaults to `False`):
             Write what the teacher said about every token of the last batch to `output_dir/token_signals/*.parquet` at
             each logging step.
@@ -66,11 +84,14 @@ class SelfDistillConfig(GRPOConfig):
 
     context: str = field(
         default="gold",
-        metadata={"help": "What the teacher sees: 'gold', 'peer', 'peer_else_gold' or the dotted path of a function."},
+        metadata={"help": f"What the teacher sees: one of {sorted(BUILTIN)}, or the dotted path of a function."},
     )
     privileged_context_column: str = field(
         default="privileged_context",
-        metadata={"help": "Dataset column with the gold solution; 'solution' is taken where it is absent."},
+        metadata={"help": "Dataset column with the gold solution; 'solution' where the default column is absent."},
+    )
+    feedback_column: str | None = field(
+        default=None, metadata={"help": "Dataset column with feedback. None: what was said of the completion itself."}
     )
     teacher_template: str | None = field(
         default=None,
@@ -109,13 +130,17 @@ class SelfDistillConfig(GRPOConfig):
         default="float32",
         metadata={"help": "Precision of the 'ema' teacher's weights.", "choices": ["float32", "bfloat16"]},
     )
-    correctness_reward: str | None = field(
+    correctness_reward: Any = field(
         default=None,
-        metadata={"help": "Name of the reward function that tells correctness. None: the first one."},
+        metadata={"help": "Name of the reward that tells correctness, or several with commas. None: the first one."},
     )
     correctness_threshold: float = field(
         default=1.0,
         metadata={"help": "A rollout is correct when the correctness reward is at least this much."},
+    )
+    row_weight: str = field(
+        default="none",
+        metadata={"help": "Weight of each rollout: 'none', 'paced' (4p(1-p)), or the dotted path of a function."},
     )
     log_token_signals: bool = field(
         default=False,
@@ -129,34 +154,13 @@ class SelfDistillConfig(GRPOConfig):
 
     def check(self) -> None:
         """Raise `ValueError` for a field of this package that cannot work, before anything is loaded."""
-        if not isinstance(self.context, str):
-            raise ValueError(
-                f"context={self.context!r} must be a name or a dotted path. Pass functions as context_builder."
-            )
-        resolve_context(self.context)
+        check_types(self, [f for f in fields(self) if f.name not in _GRPO_FIELDS])
         if math.isnan(self.correctness_threshold):
             raise ValueError("correctness_threshold=nan: no reward is ever that much. Set a number.")
-        if not isinstance(self.teacher_chat_template_kwargs, dict | None):
-            raise ValueError("teacher_chat_template_kwargs must be a dictionary, or None.")
         warn_of_saves_inside_a_batch(self)
-        if self.context == "peer" and self.num_generations == 1:
-            raise ValueError(
-                "context='peer' shows the teacher another rollout of the prompt, but num_generations=1 makes none. "
-                "Set num_generations to at least 2, or context='gold'."
-            )
-        if self.context_placement not in ("user", "system"):
-            raise ValueError(f"context_placement={self.context_placement!r} must be 'user' or 'system'.")
-        if self.teacher_template is not None:
-            check_template(self.teacher_template, self.context_placement)
-        if self.max_context_tokens is not None and self.max_context_tokens < 1:
-            raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
-        if self.teacher_model_kind not in TEACHER_KINDS:
-            raise ValueError(f"teacher_model_kind={self.teacher_model_kind!r} must be one of {list(TEACHER_KINDS)}.")
-        in_range("teacher_update_rate", self.teacher_update_rate, 0.0, 1.0)
-        if self.teacher_sync_steps < 1:
-            raise ValueError(f"teacher_sync_steps={self.teacher_sync_steps} must be at least 1.")
-        if self.teacher_ema_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"teacher_ema_dtype={self.teacher_ema_dtype!r} must be 'float32' or 'bfloat16'.")
+        check_context(self)
+        check_row_weight(self)
+        check_teacher(self)
 
     def set_defaults(self) -> None:
         """Fill in fields whose default depends on other fields."""
@@ -173,12 +177,12 @@ class SelfDistillConfig(GRPOConfig):
         if args is None:
             model_name = model if isinstance(model, str) else model.config.name_or_path
             return cls(f"{model_name.rstrip('/').split('/')[-1]}-{trainer_name}")
-        if isinstance(args, cls):
+        if type(args) is cls:
             return args
-        if isinstance(args, SelfDistillConfig):
+        if isinstance(args, SelfDistillConfig):  # also a subclass, whose fields this trainer would not read
             raise ValueError(f"{trainer_name} needs args of type {cls.__name__}, not {type(args).__name__}.")
         new = object.__new__(cls)
-        # The fields of this package all have plain defaults, which dataclasses keep as class attributes.
+        new.__dict__.update({f.name: default_of(f) for f in fields(cls) if f.name not in args.__dict__})
         new.__dict__.update(args.__dict__)
         new.set_defaults()
         new.check()

@@ -1,7 +1,16 @@
 """Checks on the values of a configuration, as pure functions: what cannot work is refused before anything is loaded."""
 
+import types
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import MISSING, Field
+from typing import Any, Union, get_args, get_origin
+
+from trl_selfdistill.context.builders import NEEDS_GROUP, resolve_context, resolve_function
+from trl_selfdistill.context.templates import check_template
+
+TEACHER_KINDS = ("live", "base", "ema")
+ROW_WEIGHTS = ("none", "paced")
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:
@@ -21,3 +30,80 @@ def warn_of_saves_inside_a_batch(args: Any) -> None:
             f"steps_per_generation * num_iterations = {batch}.",
             stacklevel=2,
         )
+
+
+def check_context(args: Any) -> None:
+    """Raise `ValueError` for a `context` that cannot be had from these rollouts."""
+    if args.context_placement not in ("user", "system"):
+        raise ValueError(f"context_placement={args.context_placement!r} must be 'user' or 'system'.")
+    if args.teacher_template is not None:
+        check_template(args.teacher_template, args.context_placement)
+    if args.max_context_tokens is not None and args.max_context_tokens < 1:
+        raise ValueError(f"max_context_tokens={args.max_context_tokens} must be at least 1, or None for no limit.")
+    resolve_context(args.context)
+    if args.context in NEEDS_GROUP and args.num_generations == 1:
+        raise ValueError(
+            f"context={args.context!r} shows the teacher another rollout of the prompt, but num_generations=1 makes "
+            "none. Set num_generations to at least 2, or context='gold'."
+        )
+    if args.context == "other_gold" and args.generation_batch_size <= args.num_generations:
+        raise ValueError(
+            "context='other_gold' shows the teacher the solution of another problem of the batch, but "
+            f"generation_batch_size={args.generation_batch_size} with num_generations={args.num_generations} has one "
+            "problem per batch. Make the batch larger."
+        )
+
+
+def check_row_weight(args: Any) -> None:
+    """Raise `ValueError` for a `row_weight` that nobody knows, or that these rollouts cannot have."""
+    if args.row_weight == "paced" and args.num_generations == 1:
+        raise ValueError(
+            "row_weight='paced' weighs a prompt by the share of its rollouts that are correct, but num_generations=1 "
+            "makes one. Set num_generations to at least 2, or row_weight='none'."
+        )
+    if args.row_weight not in ROW_WEIGHTS:
+        resolve_function(args.row_weight, field="row_weight", names=list(ROW_WEIGHTS))
+
+
+def default_of(field: Field) -> Any:
+    """The default of a dataclass field, made anew where it has a factory."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def check_teacher(args: Any) -> None:
+    """Raise `ValueError` for a teacher that does not exist."""
+    if args.teacher_model_kind not in TEACHER_KINDS:
+        raise ValueError(f"teacher_model_kind={args.teacher_model_kind!r} must be one of {list(TEACHER_KINDS)}.")
+    in_range("teacher_update_rate", args.teacher_update_rate, 0.0, 1.0)
+    if args.teacher_sync_steps < 1:
+        raise ValueError(f"teacher_sync_steps={args.teacher_sync_steps} must be at least 1.")
+    if args.teacher_ema_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"teacher_ema_dtype={args.teacher_ema_dtype!r} must be 'float32' or 'bfloat16'.")
+
+
+def check_types(args: Any, fields: Iterable[Field]) -> None:
+    """Raise `ValueError` for a value of another type than its field's: the string "0.5" is no number."""
+    for field in fields:
+        value = getattr(args, field.name)
+        if not _is_a(value, field.type):
+            hint = " Pass functions as context_builder." if field.name == "context" and callable(value) else ""
+            raise ValueError(f"{field.name}={value!r} must be {_words(field.type)}, not {type(value).__name__}.{hint}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is_a(value, part) for part in get_args(kind))
+    kind = get_origin(kind) or kind
+    if kind is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "True or False", type(None): "None"}
+    return " or ".join(names.get(part, getattr(part, "__name__", str(part))) for part in parts)

@@ -65,6 +65,15 @@ def record_batches(trainer: Any, contexts: list[str | None]) -> list[dict[str, A
         batches.append({"rows": rows})
         return batch
 
+    def shaped() -> Any:
+        part = take()
+        if part is not None and part.advantages is not None:
+            for i, row in enumerate(part.rows.tolist()):
+                batches[-1]["rows"][row]["advantages"] = part.advantages[i][part.mask[i]].tolist()
+        return part
+
+    take = trainer._signals["train"].take
+    trainer._signals["train"].take = shaped
     trainer._generate_and_score_completions = recording
     return batches
 
@@ -126,11 +135,12 @@ def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     builder = resolve_context(config.context)
 
-    def recorded_builder(rollout: Any) -> str | None:
+    def recorded_builder(rollout: Any) -> Any:
         accelerator = trainer.accelerator
         row = accelerator.process_index * config.generation_batch_size // accelerator.num_processes + len(contexts)
-        contexts.append(builder(rollout) if "taught" not in job or row in job["taught"] else None)
-        return contexts[-1]
+        context = builder(rollout) if "taught" not in job or row in job["taught"] else None
+        contexts.append(None if context is None else context.text)
+        return context
 
     rewarded = job["trainer"] != "OPSDTrainer" or config.opsd_policy_weight > 0
     trainer = trainer_class(

@@ -6,6 +6,7 @@ deliberation that it no longer needs gains, by a bounded amount and only while t
 
 import textwrap
 from dataclasses import asdict, dataclass, field, replace
+from math import isnan
 from typing import Any, final
 
 from jaxtyping import Float
@@ -185,16 +186,11 @@ class AntiSDTrainer(TokenSignalTrainer):
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
         if self.args.antisd_direction == "toward":
             return toward_advantages(advantages, scores.log_ratio, strength=self.args.antisd_strength), {}
-        if scores.training:
+        if scores.training and scores.starts_batch:
             self.gate = self.gate.step(scores.median_entropy)
         strength = self.args.antisd_strength if self.gate.active else 0.0
-        self.add_metrics(
-            {
-                "antisd/gate": float(self.gate.active),
-                "antisd/strength": strength,
-                "antisd/entropy": scores.median_entropy,
-                "antisd/warm_entropy": float("nan") if self.gate.warm_entropy is None else self.gate.warm_entropy,
-            }
-        )
+        numbers = {"entropy": scores.median_entropy, "warm_entropy": self.gate.warm_entropy or float("nan")}
+        self.add_metrics({"antisd/gate": float(self.gate.active), "antisd/strength": strength})
+        self.add_metrics({f"antisd/{name}": value for name, value in numbers.items() if not isnan(value)})
         shaped = antisd_advantages(advantages, scores.log_ratio, strength=strength)
         return shaped, {"antisd/phi": masked_fill_nan(phi(scores.log_ratio), scores.mask)}

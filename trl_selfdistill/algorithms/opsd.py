@@ -11,9 +11,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from trl_selfdistill.config import TEACHER_KINDS, SelfDistillConfig
+from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.ops import DivergenceOutput
-from trl_selfdistill.settings import in_range
+from trl_selfdistill.settings import TEACHER_KINDS, in_range
 from trl_selfdistill.trainer.divergence import DivergenceTrainer
 
 _INSTRUCTION = (

@@ -6,11 +6,13 @@ these prompts later and are never decoded and encoded again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from transformers import BatchEncoding
 
+from trl_selfdistill.context.builders import as_context
 from trl_selfdistill.context.encoding import (
     cut_middle,
     encode,
@@ -20,7 +22,9 @@ from trl_selfdistill.context.encoding import (
     pad_left,
     prepend,
     render,
+    render_system_block,
 )
+from trl_selfdistill.context.rollout import Context
 from trl_selfdistill.context.templates import (
     Prompt,
     check_template,
@@ -78,7 +82,7 @@ class PrivilegedContextCollator:
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        contexts: Sequence[str | None],
+        contexts: Sequence[Context | str | list[dict[str, Any]] | None],
         *,
         feedback: Sequence[str | None] | None = None,
         prompt_ids: Sequence[list[int]] | None = None,
@@ -88,7 +92,9 @@ class PrivilegedContextCollator:
 
         Args:
             prompts: plain texts or conversations, as the student got them.
-            contexts: privileged text of each row, `None` for a row without a teacher.
+            contexts: privileged text of each row (blank is none), `None` for a row without a teacher. A `Context` whose
+                text is `None` makes a teacher without privileged text: the prompt alone, with the teacher's own
+                chat-template arguments.
             feedback: how each rollout fared, for templates with `{feedback}`; encoded literally, never cut.
             prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
             tools: the tool schemas of each row.
@@ -96,16 +102,18 @@ class PrivilegedContextCollator:
         Returns a `BatchEncoding` (a dict that also has attributes and `.to(device)`) of
             teacher_prompt_ids: (B, P) int, padded on the left. Without a context, the student's own prompt.
             teacher_prompt_mask: (B, P) int, from lengths, never from the pad id.
-            has_context: (B,) bool, False where the context was `None`.
+            has_context: (B,) bool, False for a row without a teacher.
             context_tokens: (B,) int, the context's length before truncation.
             context_truncated: (B,) bool.
 
         Raises `ValueError` when a context is not text, or cannot be placed.
         """
+        given = [as_context(context, maker="{context}") for context in contexts]
         rows = [
             self._row(
                 prompt,
-                {"{context}": contexts[i], "{feedback}": None if feedback is None else feedback[i]},
+                given[i],
+                None if feedback is None else feedback[i],
                 None if prompt_ids is None else prompt_ids[i],
                 None if tools is None else tools[i],
             )
@@ -116,17 +124,26 @@ class PrivilegedContextCollator:
             {
                 "teacher_prompt_ids": padded,
                 "teacher_prompt_mask": mask,
-                "has_context": torch.tensor([context is not None for context in contexts], dtype=torch.bool),
+                "has_context": torch.tensor([context is not None for context in given], dtype=torch.bool),
                 "context_tokens": torch.tensor([length for _, length, _ in rows], dtype=torch.long),
                 "context_truncated": torch.tensor([cut for _, _, cut in rows], dtype=torch.bool),
             }
         )
 
     def _row(
-        self, prompt: Prompt, texts: dict[str, str | None], own_ids: list[int] | None, tools: list[Any] | None
+        self,
+        prompt: Prompt,
+        given: Context | None,
+        feedback: str | None,
+        own_ids: list[int] | None,
+        tools: list[Any] | None,
     ) -> tuple[list[int], int, bool]:
-        if texts["{context}"] is None:
+        if given is None:
             return own_ids or self._student_ids(prompt, tools), 0, False
+        if given.text is None:
+            keeps_ids = self.context_placement == "system" or isinstance(prompt, str)
+            return (own_ids if own_ids and keeps_ids else self._student_ids(prompt, tools)), 0, False
+        texts = {"{context}": given.text, "{feedback}": feedback}
         literal = {name: self._encode_literally(name, text) for name, text in texts.items() if name in self._template}
         context = literal["{context}"]
         literal["{context}"] = cut_middle(self.tokenizer, context, self.max_context_tokens)
@@ -139,7 +156,7 @@ class PrivilegedContextCollator:
             ids = prepend(self.tokenizer, block, own_ids or self._student_ids(prompt, tools))
         return ids, len(context), len(literal[markers["{context}"]]) < len(context)
 
-    def _encode_literally(self, name: str, text: str | None) -> list[int]:
+    def _encode_literally(self, name: str, text: Any) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(
                 f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
@@ -174,22 +191,9 @@ class PrivilegedContextCollator:
         block = fill_template(self._template, "", markers)
         if isinstance(prompt, str):
             return encode_pieces(self.tokenizer, block + "\n\n", literal)
-        content = [{"type": "text", "text": block}] if self.content_blocks else block
-        return encode_pieces(self.tokenizer, self._render_block(content), literal)
+        alone = partial(self._render, tools=None, add_generation_prompt=False)
+        return encode_pieces(self.tokenizer, render_system_block(alone, block, self.content_blocks), literal)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
         kwargs = {**(self.teacher_chat_template_kwargs or {}), "chat_template": self.chat_template}
         return render(self.tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
-
-    def _render_block(self, content: Any) -> str:
-        """A system turn alone. Where the template wants a user turn, cut from a conversation that has one."""
-        system = {"role": "system", "content": content}
-        try:
-            return self._render([system], None, add_generation_prompt=False)
-        except ValueError:
-            user = {"role": "user", "content": [{"type": "text", "text": "q"}] if self.content_blocks else "q"}
-            both = self._render([system, user], None, add_generation_prompt=False)
-            rest = self._render([user], None, add_generation_prompt=False)
-            if not both.endswith(rest):
-                raise
-            return both.removesuffix(rest)

@@ -1,7 +1,7 @@
 """Text to token ids, piece by piece, and rows of ids to a padded batch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,19 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, tools: list[Any] |
             f"The chat template cannot render a teacher prompt with the roles {roles}: {error}. Change "
             "context_placement, or give a chat template that can."
         ) from error
+
+
+def render_system_block(render: Callable[[list[dict[str, Any]]], str], block: str, content_blocks: bool) -> str:
+    """A system turn alone. Where the chat template wants a user turn, cut from a conversation that has one."""
+    content, question = ([{"type": "text", "text": text}] if content_blocks else text for text in (block, "q"))
+    system, user = {"role": "system", "content": content}, {"role": "user", "content": question}
+    try:
+        return render([system])
+    except ValueError:
+        both, rest = render([system, user]), render([user])
+        if not both.endswith(rest):
+            raise
+        return both.removesuffix(rest)
 
 
 def cut_middle(tokenizer: Any, ids: list[int], limit: int | None) -> list[int]:

@@ -1,14 +1,29 @@
 """One sampled completion and what is known of it. Plain Python: no torch, no tokenizer, no trainer."""
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Privileged text for the teacher, and where it came from.
+
+    A context builder may return a plain string instead: its source is then "custom". White space alone is no context.
+    """
+
+    text: str | list[Message] | None
+    """Text, or chat messages, which are written out as text. `None`: a teacher without privileged text, which sees the
+    prompt with its own chat-template arguments (`context="none"`)."""
+    source: str = "custom"
+    """Shown in the metrics as `self_distill/context_<source>`, and in the token log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion y and all that a context builder may look at."""
+    """One sampled completion y and all that a context builder or a row weight may look at."""
 
     row: Mapping[str, Any]
     """The dataset row, with every column."""
@@ -17,40 +32,57 @@ class Rollout:
     correct: bool
     """Raw correctness (see `correctness_reward`), never the shaped total reward. Truncated rollouts are not correct."""
     gold: str | None = None
-    """The row's privileged column, `None` where the row or the dataset has none."""
+    """The row's privileged column, `None` where the row or the dataset has none, or where it is blank."""
     assessed: bool = True
     """Whether there is a correctness reward for this rollout: a reward function may answer `None` (or NaN)."""
     peers: tuple[str, ...] = ()
-    """The correct completions of the same group, never this rollout itself, in a seeded random order."""
+    """The correct completions of the same group, never this rollout itself, in an order that the group shares."""
+    wrong_peers: tuple[str, ...] = ()
+    """The finished completions of the same group that were assessed as wrong, never this rollout itself."""
+    finished_peers: tuple[str, ...] = ()
+    """The finished completions of the same group, right or wrong, never this rollout itself."""
+    other_gold: str | None = None
+    """The gold solution of another problem of the batch, the same for the whole group; never the row's own."""
+    pass_rate: float | None = None
+    """Share of correct rollouts among the assessed ones of the group, in [0, 1]; `None` where none was assessed."""
+    group_size: int = 1
+    """Rollouts per prompt."""
+    finished: bool = True
+    """Whether the completion ended by itself, by a stop string or by its `rollout_func`: it was not cut off."""
+    passed: bool | None = None
+    """Whether the correctness reward was reached, finished or not; `None` says the same as `correct`."""
+    feedback: str | None = None
+    """What the reward (`log_extra("feedback", ...)`) or the `rollout_func` (a field "feedback") said of this
+    completion, or the dataset column that `feedback_column` names."""
+    reward: float = 0.0
+    """The weighted sum of all rewards, NaN where there is none."""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """The reward of each reward function by name."""
+    prompt: str | list[Message] = ""
+    """The prompt, plain or as messages."""
+    step: int = 0
+    """Optimiser steps that were made before this rollout."""
+    seed: str = ""
+    """Names the group in this run: the same in every process, and the same again after a restart."""
+    index: int = 0
+    """Place of the rollout in the global batch."""
 
 
-def group_peers(
-    completions: Sequence[str], eligible: Sequence[bool], group_size: int, seed: str
-) -> list[tuple[str, ...]]:
-    """For each rollout the eligible completions of its own group without itself, in a random order.
-
-    Groups are consecutive runs of `group_size`. The order depends on `seed` and the rollout's global index alone, so
-    any number of processes chooses alike. Empty completions are never peers: they tell the teacher nothing.
-
-    Raises `ValueError` when the rollouts do not fill whole groups.
-    """
-    if len(completions) % group_size:
-        raise ValueError(f"{len(completions)} rollouts do not fill groups of {group_size}.")
-    peers = []
-    for index in range(len(completions)):
-        start = index - index % group_size
-        others = [i for i in range(start, start + group_size) if i != index and eligible[i] and completions[i].strip()]
-        random.Random(f"{seed}/{index}").shuffle(others)
-        peers.append(tuple(completions[i] for i in others))
-    return peers
-
-
-def completion_text(completion: str | list[dict[str, Any]], *, tool_results: bool = True) -> str:
+def completion_text(completion: str | list[Message], *, tool_results: bool = True) -> str:
     """A completion as text: itself, or the contents of its messages (all turns of a tool run), thinking included."""
     if isinstance(completion, str):
         return completion
     messages = [message for message in completion if tool_results or message.get("role") != "tool"]
     return "\n".join(part for message in messages for part in _message_parts(message))
+
+
+def conversation_text(messages: list[Message]) -> str:
+    """Chat messages as the text of a context: one alone as its content, several with their roles in front."""
+    texts = ["\n".join(_message_parts(message)) for message in messages]
+    if len(messages) == 1:
+        return texts[0]
+    roles = [str(message.get("role", "")).capitalize() for message in messages]
+    return "\n\n".join(f"{role}: {text}" for role, text in zip(roles, texts, strict=True))
 
 
 def _message_parts(message: Mapping[str, Any]) -> list[str]:

@@ -1,16 +1,17 @@
 """What every run logs: counts on completion texts, and statistics of the teacher's signal over all processes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from trl_selfdistill.context.builders import CONTEXT_SOURCES, context_source
-from trl_selfdistill.context.rollout import Rollout
+from trl_selfdistill.context.rollout import Context, Rollout
 from trl_selfdistill.maths import TokenScores, masked_fill_nan, summary
 from trl_selfdistill.record.wording import (
     epistemic_spellings,
@@ -40,32 +41,38 @@ class MetricLog:
         return gathered[~gathered.isnan()]
 
     def means(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """Mean of each metric over the entries that are not NaN, in all processes."""
-        return {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
+        """Mean of each metric over the entries that are not NaN, in all processes. What has no entry is left out."""
+        found = {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
-    def rollouts(
-        self, texts: list[str], rollouts: list[Rollout], contexts: list[str | None], prompts: BatchEncoding
-    ) -> dict[str, float]:
+    def rollouts(self, texts: list[str], rollouts: list[Rollout], views: Mapping[str, Any]) -> dict[str, float]:
         """What the batch's texts and contexts were like: shares and means over the rows of all processes.
 
-        `texts` is what the model itself wrote, without the results of its tools.
+        `texts` is what the model itself wrote, without the results of its tools. `views` are the teacher's prompts; the
+        metrics of every view but the first carry its name.
         """
-        sources = [context_source(r, c) for r, c in zip(rollouts, contexts, strict=True)]
-        has_context = prompts["has_context"]
-        rows = {
+        rows: dict[str, list[float | bool]] = {
             "self_distill/correct": [rollout.correct for rollout in rollouts],
-            "self_distill/has_teacher": has_context.tolist(),
-            **{f"self_distill/context_{name}": [s == name for s in sources] for name in CONTEXT_SOURCES},
-            "self_distill/context_tokens": masked_fill_nan(prompts["context_tokens"].float(), has_context).tolist(),
-            "self_distill/context_truncated": masked_fill_nan(
-                prompts["context_truncated"].float(), has_context
-            ).tolist(),
             "completions/epistemic_substrings": [epistemic_substrings(text) for text in texts],
             "completions/epistemic_words": [epistemic_words(text) for text in texts],
             "completions/mentions_solution": [mentions_solution(text) for text in texts],
         }
+        for number, (name, view) in enumerate(views.items()):
+            rows |= self._view(f"self_distill/{name}_" if number else "self_distill/", view.contexts, view.prompts)
         device = self.accelerator.device
         return self.means({k: torch.tensor(v, dtype=torch.float32, device=device) for k, v in rows.items()})
+
+    def _view(self, prefix: str, contexts: list[Context | None], prompts: BatchEncoding) -> dict[str, Any]:
+        has_context = prompts["has_context"]
+        sources = [None if context is None else context.source for context in contexts]
+        # Every process has to log the same names.
+        named = sorted({source for source in gather_object(sources) if source is not None})
+        return {
+            f"{prefix}has_teacher": has_context.tolist(),
+            **{f"{prefix}context_{name}": [source == name for source in sources] for name in named},
+            f"{prefix}context_tokens": masked_fill_nan(prompts["context_tokens"].float(), has_context).tolist(),
+            f"{prefix}context_truncated": masked_fill_nan(prompts["context_truncated"].float(), has_context).tolist(),
+        }
 
     def tokens(self, scores: TokenScores, completion_ids: Tensor) -> dict[str, float]:
         """What the teacher said: u_t and both entropies over the valid tokens of rows with a teacher."""
@@ -73,6 +80,8 @@ class MetricLog:
         first = mask & (mask.cumsum(1) <= self.FIRST_TOKENS)
         epistemic = mask & torch.isin(completion_ids, self._epistemic_ids.to(completion_ids.device))
         ratio = summary(self.all_tokens(u[mask]))
+        if math.isnan(ratio["mean"]):
+            return {}  # no row of any process has a teacher
         metrics = {
             "self_distill/log_ratio": ratio["mean"],
             "self_distill/log_ratio_std": ratio["std"],

@@ -73,3 +73,8 @@ def rows_to_score(accelerator: Accelerator, batch: dict[str, Any], has_context: 
     rows = has_context.nonzero().flatten().tolist()
     counts: Any = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device))
     return rows + [0] * (int(counts.max()) - len(rows))
+
+
+def written(batch: dict[str, Any]) -> Tensor:
+    """(B, T) bool: the completion tokens that the model itself wrote: no padding, no tool output."""
+    return (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()

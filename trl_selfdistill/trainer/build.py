@@ -1,5 +1,6 @@
 """From a configuration to the parts of a trainer. Refuses what cannot work."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +10,13 @@ from peft import PeftModel
 from torch import nn
 
 from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.context.builders import resolve_function
 from trl_selfdistill.context.collator import PrivilegedContextCollator
 from trl_selfdistill.context.encoding import chat_markers
+from trl_selfdistill.context.rollout import Rollout
 from trl_selfdistill.context.templates import Prompt
+from trl_selfdistill.maths import paced_weights
+from trl_selfdistill.settings import ROW_WEIGHTS
 from trl_selfdistill.teachers.adapter import base_adapter_teacher
 from trl_selfdistill.teachers.base import FrozenCopyTeacher, LiveTeacher, Teacher, frozen_copy
 from trl_selfdistill.teachers.ema import EMATeacher
@@ -25,8 +30,9 @@ def make_collator(
     prompts: list[Prompt],
     *,
     is_vlm: bool,
+    tools: Any,
 ) -> PrivilegedContextCollator:
-    """The collator that a configuration asks for.
+    """The collator that a configuration asks for, tried on `prompts`: what it cannot place is refused before training.
 
     Args:
         args: the configuration.
@@ -35,6 +41,7 @@ def make_collator(
         chat_template: a chat template in place of the tokenizer's.
         prompts: the first one of each dataset.
         is_vlm: whether the policy reads images.
+        tools: the tool schemas of the run.
 
     Raises `ValueError` where the context cannot be placed.
     """
@@ -52,7 +59,7 @@ def make_collator(
             template = templates["system"] + "\n\n{prompt}"
     own_kwargs = args.teacher_chat_template_kwargs
     template_kwargs: Any = args.chat_template_kwargs if own_kwargs is None else own_kwargs
-    return PrivilegedContextCollator(
+    collator = PrivilegedContextCollator(
         tokenizer,
         teacher_template=template if args.teacher_template is None else args.teacher_template,
         context_placement=placement,
@@ -61,6 +68,11 @@ def make_collator(
         chat_template=chat_template,
         content_blocks=is_vlm,
     )
+    # The tokens of a prompt with images come from the processor. They stay as they are.
+    own_ids = [[tokenizer.eos_token_id]] if is_vlm else None
+    for prompt in prompts:
+        collator([prompt], ["A context."], feedback=["Feedback."], prompt_ids=own_ids, tools=[tools])
+    return collator
 
 
 def check_no_markers(tokenizer: Any, prompts: list[str]) -> None:
@@ -114,3 +126,30 @@ def _sharding(accelerator: Any) -> str | None:
     if accelerator.distributed_type == DistributedType.FSDP:
         return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
     return None
+
+
+def make_row_weight(name: str, *, assesses: bool) -> Callable[[Rollout], float]:
+    """The row weight that `row_weight=name` asks for: a function `Rollout -> float`.
+
+    Args:
+        name: "none", "paced" or a dotted path.
+        assesses: whether there are rewards that tell correctness.
+
+    Raises `ValueError` where it cannot be had.
+    """
+    if name == "none":
+        return lambda rollout: 1.0
+    if name == "paced":
+        if not assesses:
+            raise ValueError(
+                "row_weight='paced' weighs a prompt by the share of its rollouts that are correct. Give reward_funcs."
+            )
+        return paced
+    return resolve_function(name, field="row_weight", names=list(ROW_WEIGHTS))
+
+
+def paced(rollout: Rollout) -> float:
+    """PACED's weight of a rollout, 4 p (1 - p) with the pass rate p of its group; 1 where none was assessed."""
+    if rollout.pass_rate is None:
+        return 1.0
+    return paced_weights(torch.tensor([rollout.pass_rate])).item()

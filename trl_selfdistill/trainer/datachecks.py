@@ -1,6 +1,5 @@
 """What can be known of datasets and rewards before training starts."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +79,7 @@ class GoldColumns:
                 f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
                 "Convert it to text, or set privileged_context_column to another column."
             )
-        return value
+        return value if value is None or value.strip() else None  # white space alone is no solution
 
 
 def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
@@ -92,24 +91,3 @@ def datasets_in(*given: Any) -> list[Any]:
     """The datasets among training and evaluation sets, which may be missing, names, or dictionaries of datasets."""
     flat = [part for each in given for part in (each.values() if isinstance(each, dict) else [each])]
     return [part for part in flat if isinstance(part, (Dataset, IterableDataset))]
-
-
-def reward_index(names: list[str], wanted: str | None) -> int:
-    """The place of the reward that tells correctness: the one called `wanted`, by default the first.
-
-    Raises `ValueError` when there is no such reward.
-    """
-    if wanted is None:
-        if len(names) > 1:
-            warnings.warn(
-                f"Of the reward functions {names} the first, {names[0]!r}, tells whether a rollout is correct. Set "
-                "correctness_reward to choose.",
-                stacklevel=2,
-            )
-        return 0
-    if wanted not in names:
-        raise ValueError(
-            f"correctness_reward={wanted!r} is not among the reward functions {names}. Name the one whose value tells "
-            "whether a rollout is correct."
-        )
-    return names.index(wanted)

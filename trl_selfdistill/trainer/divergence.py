@@ -5,14 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
 from trl_selfdistill.maths import TokenScores
-from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, output_head
+from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, linear_logps, output_head
+from trl_selfdistill.record.signal_log import Part
 from trl_selfdistill.scoring.forward import causal_lm, inside_forward
 from trl_selfdistill.scoring.media import media_of
-from trl_selfdistill.scoring.tokens import positions
+from trl_selfdistill.scoring.tokens import positions, written
 from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.rollouts import Lesson
@@ -24,33 +26,53 @@ class DivergenceTrainer(SelfDistillTrainer):
     The teacher is asked when the loss is computed, with its weights of that moment, and not when the rollouts are made.
     """
 
-    def set_up(self) -> None:
+    def check_policy(self) -> None:
+        super().check_policy()
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             raise ValueError(
                 f"{type(self).__name__} reads hidden states and does not support prompt or prefix tuning. Use a "
                 "peft_config of another kind, such as LoraConfig."
+            )
+        if len(self.views) != 1:
+            raise ValueError(
+                f"{type(self).__name__}.views={self.views!r}: a divergence has one teacher. Name one view."
             )
 
     @abstractmethod
     def divergence_settings(self) -> dict[str, Any]:
         """`beta`, `entry_clip` and `token_clip` of `linear_divergence`."""
 
+    def token_weights(self, scores: TokenScores) -> Float[Tensor, "B T"]:
+        """Weights of the tokens in the loss, ones by default. Defining it costs two more products with the LM head,
+        because the weights are needed before the divergence."""
+        return torch.ones_like(scores.student_logps)
+
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
-        batch["teacher_prompt_ids"] = lesson.prompts["teacher_prompt_ids"]
-        batch["teacher_prompt_mask"] = lesson.prompts["teacher_prompt_mask"]
-        batch["has_context"] = lesson.prompts["has_context"]
+        self.signals.begin(lesson)
+        device = batch["advantages"].device
+        (view,) = lesson.views.values()
+        nan = float("nan")
+        rates = [nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
+        batch["teacher_prompt_ids"] = view.prompts["teacher_prompt_ids"]
+        batch["teacher_prompt_mask"] = view.prompts["teacher_prompt_mask"]
+        batch["has_context"] = view.prompts["has_context"]
+        batch["advantages"] = batch["advantages"] * lesson.row_weights
+        batch["row_weight"] = lesson.row_weights
+        batch["row"] = torch.arange(len(lesson.rollouts), device=device)
+        batch["correct"] = torch.tensor([rollout.correct for rollout in lesson.rollouts], device=device)
+        batch["pass_rate"] = torch.tensor(rates, dtype=torch.float32, device=device)
         # The token mean is taken over all that one optimiser step sees. Scalars are neither shuffled nor split.
         batch["taught_tokens"] = self.accelerator.reduce(taught(batch).sum(), reduction="sum")
-        if self.args.log_token_signals:
-            scores = self.score_tokens(batch, lesson)
-            ids, mask = batch["completion_ids"], batch["completion_mask"]
-            self.token_log.keep(lesson.rollouts, lesson.contexts, scores, ids, mask, torch.zeros_like(mask).float())
         return batch
 
     def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         output = self.divergence(model, inputs)
-        self.add_metrics(self.metric_log.means(self.divergence_metrics(output)))
-        self.add_metrics(self.metric_log.tokens(self._as_scores(output, inputs), inputs["completion_ids"]))
+        mask = taught(inputs)
+        empty = torch.full(mask.shape, torch.nan, device=mask.device)
+        values = self.divergence_metrics(output)
+        metrics = {name: empty.masked_scatter(mask, value.float()) for name, value in values.items()}
+        ids, valid = inputs["completion_ids"], inputs["completion_mask"].bool()
+        self.log_signals(Part(inputs["row"], self._as_scores(output, inputs), ids, valid, None, metrics))
         return output.loss
 
     def divergence(self, model: Any, inputs: dict[str, Any]) -> DivergenceOutput:
@@ -93,8 +115,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         mask = taught(batch)
         student_model = causal_lm(self.accelerator.unwrap_model(self.model))
         student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
-        weights = torch.full((len(student_hidden),), 1.0, device=mask.device) / self._normaliser(batch)
         with output_head(student_model) as head:
+            weights = self._weights(student_hidden, teacher_hidden, head, teacher_head, batch)
             return linear_divergence(
                 student_hidden,
                 teacher_hidden,
@@ -103,12 +125,37 @@ class DivergenceTrainer(SelfDistillTrainer):
                 temperature=self.temperature,
                 logit_scale=head.logit_scale,
                 softcap=head.softcap,
-                token_weights=weights,
+                token_weights=weights / self._normaliser(batch),
                 targets=batch["completion_ids"][mask],
                 teacher_weight=None if teacher_head is None else teacher_head.weight,
                 teacher_bias=None if teacher_head is None else teacher_head.bias,
                 **self.divergence_settings(),
             )
+
+    def _weights(
+        self, student: Tensor, teacher: Tensor, head: Head, teacher_head: Head | None, batch: dict[str, Any]
+    ) -> Float[Tensor, " N"]:
+        """Row weight times token weight of the taught tokens."""
+        mask = taught(batch)
+        rows = batch["row_weight"].unsqueeze(1).expand(mask.shape)[mask]
+        if type(self).token_weights is DivergenceTrainer.token_weights:
+            return rows
+        sides = ((student.detach(), head), (teacher, teacher_head or head))
+        logps = [self._logps(hidden, side, batch["completion_ids"][mask]) for hidden, side in sides]
+        values = {"student_logps": logps[0][0], "student_entropy": logps[0][1]}
+        values |= {"teacher_logps": logps[1][0], "teacher_entropy": logps[1][1]}
+        weights = self.token_weights(self._spread(values, batch))
+        if weights.shape != mask.shape or not weights[mask].isfinite().all():
+            raise ValueError(
+                f"{type(self).__name__}.token_weights must return finite weights (B, T) = {tuple(mask.shape)}, but "
+                f"returned {tuple(weights.shape)}, or NaN or infinite values."
+            )
+        return rows * weights.detach()[mask]
+
+    @torch.no_grad()
+    def _logps(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+        scale = {"temperature": self.temperature, "logit_scale": head.logit_scale, "softcap": head.softcap}
+        return linear_logps(hidden, head.weight, targets, bias=head.bias, **scale)
 
     def _hidden(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any]) -> Tensor:
         """Hidden states (B, T, H) from which the completion tokens are predicted."""
@@ -128,20 +175,25 @@ class DivergenceTrainer(SelfDistillTrainer):
         return tokens
 
     def _as_scores(self, output: DivergenceOutput, batch: dict[str, Any]) -> TokenScores:
+        names = ("student_logps", "teacher_logps", "student_entropy", "teacher_entropy")
+        return self._spread({name: getattr(output, name) for name in names}, batch)
+
+    def _spread(self, values: dict[str, Tensor], batch: dict[str, Any]) -> TokenScores:
+        """Values (N,) of the taught tokens as scores (B, T)."""
         mask = taught(batch)
         empty = torch.zeros(mask.shape, device=mask.device)
-        names = ("student_logps", "teacher_logps", "student_entropy", "teacher_entropy")
-        spread = {name: empty.masked_scatter(mask, getattr(output, name).float()) for name in names}
         return TokenScores(
-            **spread,
+            **{name: empty.masked_scatter(mask, value.float()) for name, value in values.items()},
             mask=mask,
-            correct=torch.zeros(len(mask), dtype=torch.bool, device=mask.device),
+            correct=batch["correct"],
             median_entropy=float("nan"),
-            training=self.model.training,
+            training=self._mode == "train",
+            starts_batch=self.signals.is_new,
+            pass_rate=batch["pass_rate"],
+            step=self.state.global_step,
         )
 
 
 def taught(batch: dict[str, Any]) -> Tensor:
     """(B, T) bool: completion tokens that the model wrote, in rows with a teacher."""
-    valid = batch["completion_mask"] * batch.get("tool_mask", 1)
-    return valid.bool() & batch["has_context"].unsqueeze(1)
+    return written(batch) & batch["has_context"].unsqueeze(1)

@@ -1,49 +1,131 @@
-"""What a batch of rollouts is taught with."""
+"""From what TRL knows of a batch to its `Rollout`s, and what the batch is taught with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import Tensor
 from transformers import BatchEncoding
 
-from trl_selfdistill.context.rollout import Rollout, group_peers
+from trl_selfdistill.context.groups import Outcome, make_groups, other_gold
+from trl_selfdistill.context.rollout import Context, Rollout, completion_text
+from trl_selfdistill.trainer.correctness import Correctness, rewards_by_name
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """The teacher's side of B rollouts."""
+class View:
+    """One teacher prompt for each of B rollouts."""
 
-    rollouts: list[Rollout]
-    contexts: list[str | None]
+    contexts: list[Context | None]
     prompts: BatchEncoding
     """The collator's output: teacher_prompt_ids, teacher_prompt_mask, has_context and counts."""
 
 
-def make_rollouts(
-    rows: Sequence[Mapping[str, Any]],
-    golds: Sequence[str | None],
-    texts: Sequence[str],
-    correct: Sequence[bool],
-    assessed: Sequence[bool],
-    *,
-    group_size: int,
-    seed: str,
-    first: int,
-) -> list[Rollout]:
-    """The rollouts of one process, with peers from their whole groups, which may straddle processes.
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """The teacher's side of the B rollouts of one process."""
 
-    Args:
-        rows: dataset rows of this process.
-        golds: their gold solutions.
-        texts: completions of all processes, in global order.
-        correct: whether each of them is right and finished.
-        assessed: whether each of them has a correctness reward.
-        group_size: rollouts a prompt.
-        seed: names the batch.
-        first: global index of this process's first rollout.
+    rollouts: list[Rollout]
+    views: dict[str, View]
+    row_weights: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is known of the B rollouts of this process when they are rewarded."""
+
+    rows: Sequence[Any]
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[list[int]]
+    golds: Sequence[str | None]
+    feedback: Sequence[str | None]
+    rewards: Float[Tensor, "N F"]
+    """Of all processes, in global order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run or a batch has in common."""
+
+    correctness: Correctness
+    assesses: bool
+    """Whether the rewards are the user's; an algorithm that needs none has a stand-in."""
+    reward_names: list[str]
+    reward_weights: Float[Tensor, " F"]
+    end_ids: set[int]
+    max_length: int
+    group_size: int
+    seed: str
+    """Names the batch."""
+    first: int
+    """Global index of this process's first rollout."""
+    step: int
+
+
+def is_finished(ids: list[int], end_ids: set[int], max_length: int) -> bool:
+    """Whether a completion was not cut off: it has an end or pad token last, or is shorter than the limit.
+
+    A rollout that a stop string or a `rollout_func` ended earlier has no end token, and is finished.
     """
-    peers = group_peers(texts, correct, group_size, seed)
-    return [
-        Rollout(row, texts[n], correct=correct[n], gold=gold, assessed=assessed[n], peers=peers[n])
-        for n, (row, gold) in enumerate(zip(rows, golds, strict=True), start=first)
-    ]
+    return bool(ids) and (ids[-1] in end_ids or len(ids) < max_length)
+
+
+def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
+    """The rollouts of this process, with what their whole groups know, which may straddle processes."""
+    texts = [completion_text(completion) for completion in batch.completions]
+    finished = [is_finished(ids, setting.end_ids, setting.max_length) for ids in batch.completion_ids]
+    local = list(zip(texts, finished, batch.golds, strict=True))
+    by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
+    outcomes = []
+    for (text, done, gold), rewards in zip(gather_object(local), by_name, strict=True):
+        verdict = setting.correctness.judge(rewards)
+        outcomes.append(Outcome(text, done, verdict.passed, verdict.assessed and setting.assesses, gold))
+    groups = make_groups(outcomes, setting.group_size, setting.seed)
+    totals = (batch.rewards * setting.reward_weights.to(batch.rewards.device)).nansum(dim=1)
+    totals = totals.masked_fill(batch.rewards.isnan().all(dim=1), torch.nan).tolist()
+    rollouts = []
+    for i, row in enumerate(batch.rows):
+        index = setting.first + i
+        group, outcome = groups[index // setting.group_size], outcomes[index]
+        rollouts.append(
+            Rollout(
+                row=row,
+                completion=outcome.text,
+                correct=outcome.correct,
+                gold=outcome.gold,
+                assessed=outcome.assessed,
+                peers=group.others(index, correct=True),
+                wrong_peers=group.others(index, correct=False),
+                finished_peers=group.others(index),
+                other_gold=other_gold(groups, group),
+                pass_rate=group.pass_rate,
+                group_size=setting.group_size,
+                finished=outcome.finished,
+                passed=outcome.passed,
+                feedback=batch.feedback[i],
+                reward=totals[index],
+                rewards=by_name[index],
+                prompt=batch.prompts[i],
+                step=setting.step,
+                seed=group.seed,
+                index=index,
+            )
+        )
+    return rollouts
+
+
+def remembering(rollout_func: Callable[..., Any] | None, told: list[Any]) -> Callable[..., Any] | None:
+    """`rollout_func`, whose field "feedback" is kept in `told`: what it said of each completion of the batch."""
+    if rollout_func is None:
+        return None
+
+    def wrapped(prompts: list[Any], trainer: Any) -> Any:
+        output = rollout_func(prompts, trainer)
+        told[:] = output.get("feedback", [])
+        return output
+
+    return wrapped

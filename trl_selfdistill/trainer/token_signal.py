@@ -1,4 +1,8 @@
-"""The kind of algorithm that shapes GRPO's advantages token by token and leaves the loss to TRL."""
+"""The kind of algorithm that shapes GRPO's advantages token by token and leaves the loss to TRL.
+
+The teacher is asked when the rollouts are made. The advantages are shaped when the loss is computed: TRL asks for the
+student's log-probabilities first and reads the advantages afterwards, and the algorithm works between the two.
+"""
 
 from abc import abstractmethod
 from typing import Any
@@ -7,31 +11,120 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trl_selfdistill.maths import TokenScores
+from trl_selfdistill.maths import TokenScores, ViewScores, exact_median
+from trl_selfdistill.record.signal_log import Part
+from trl_selfdistill.scoring.tokens import rows_to_score, written
+from trl_selfdistill.teachers.base import LiveTeacher
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.rollouts import Lesson
+from trl_selfdistill.trainer.scorer import completion_logps
 
 
 class TokenSignalTrainer(SelfDistillTrainer):
     """Base of RLRT and AntiSD. Abstract: one method to write."""
 
+    _in_loss: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
+
     @abstractmethod
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
-        """Token advantages of all rows, and metrics by name: (B, T) tensors with NaN where they do not apply.
+        """Token advantages of a micro-batch, and metrics by name: (B, T) tensors with NaN where they do not apply.
 
-        Rows without a teacher and tokens that the model did not write keep GRPO's advantage, whatever is returned.
+        Rows without a teacher and tokens that the model did not write keep GRPO's advantage, whatever is returned. The
+        first metric is also the column `weight` of the token log.
         """
 
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
-        scores = self.score_tokens(batch, lesson)
-        plain = batch["advantages"]
-        shaped, metrics = self.token_advantages(plain, scores)
-        batch["advantages"] = torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
-        self.add_metrics(self.metric_log.tokens(scores, batch["completion_ids"]))
-        self.add_metrics(self.metric_log.means(metrics))
-        if self.args.log_token_signals:
-            ids, mask = batch["completion_ids"], batch["completion_mask"]
-            self.token_log.keep(lesson.rollouts, lesson.contexts, scores, ids, mask, batch["advantages"])
+        self.signals.begin(lesson)
+        device = batch["advantages"].device
+        nan = float("nan")
+        rates = [nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
+        batch["advantages"] = batch["advantages"] * lesson.row_weights
+        batch["row"] = torch.arange(len(lesson.rollouts), device=device)
+        batch["correct"] = torch.tensor([rollout.correct for rollout in lesson.rollouts], device=device)
+        batch["pass_rate"] = torch.tensor(rates, dtype=torch.float32, device=device)
+        for name, view in lesson.views.items():
+            prompt = (view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"])
+            rows = rows_to_score(self.accelerator, batch, view.prompts["has_context"])
+            logps, entropy = completion_logps(self, self.teacher, batch, *prompt, rows)
+            batch[f"view/{name}/logps"], batch[f"view/{name}/entropy"] = logps, entropy
+            batch[f"view/{name}/rows"] = view.prompts["has_context"]
+        has_signal = self._has_signal(batch)
+        rows = rows_to_score(self.accelerator, batch, has_signal)
+        own_prompt = (batch["prompt_ids"], batch["prompt_mask"])
+        student = completion_logps(self, LiveTeacher(), batch, *own_prompt, rows)
+        batch["student_logps"], batch["student_entropy"] = student
+        batch["median_entropy"] = torch.tensor(self._median_entropy(batch), dtype=torch.float64, device=device)
         return batch
+
+    def _has_signal(self, batch: dict[str, Any]) -> Tensor:
+        """(B,) rows that have a view, or all of them where no teacher is asked."""
+        rows = [batch[f"view/{name}/rows"] for name in self.views]
+        return torch.stack(rows).any(dim=0) if rows else torch.ones_like(batch["correct"])
+
+    def _median_entropy(self, batch: dict[str, Any]) -> float:
+        """Of the first view over the tokens of all processes, NaN where no teacher is asked."""
+        if not self.views:
+            return float("nan")
+        name = self.views[0]
+        mask = written(batch) & batch[f"view/{name}/rows"].unsqueeze(1)
+        return exact_median(self.metric_log.all_tokens(batch[f"view/{name}/entropy"][mask]))
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._in_loss = {**inputs}  # the buffered batch keeps GRPO's advantages, for the next iteration
+        try:
+            return self.policy_loss(model, self._in_loss)
+        finally:
+            self._in_loss = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._in_loss is not None:
+            self._in_loss["advantages"] = self.shape(self._in_loss)
+        return out
+
+    def shape(self, inputs: dict[str, Any]) -> Float[Tensor, "B T"]:
+        """The token advantages of a micro-batch, checked and logged."""
+        plain, scores = inputs["advantages"], self._scores(inputs)
+        shaped, metrics = self.token_advantages(plain, scores)
+        self._check(shaped, scores)
+        advantages = torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
+        ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
+        self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics))
+        return advantages
+
+    def _scores(self, inputs: dict[str, Any]) -> TokenScores:
+        mask = written(inputs) & self._has_signal(inputs).unsqueeze(1)
+        zeros = torch.zeros_like(inputs["student_logps"])
+        views = {}
+        for name in self.views:
+            seen = mask & inputs[f"view/{name}/rows"].unsqueeze(1)
+            logps, entropy = inputs[f"view/{name}/logps"], inputs[f"view/{name}/entropy"]
+            views[name] = ViewScores(logps.masked_fill(~seen, 0.0), entropy.masked_fill(~seen, 0.0), seen)
+        first = views[self.views[0]] if self.views else ViewScores(zeros, zeros, mask)
+        return TokenScores(
+            student_logps=inputs["student_logps"].masked_fill(~mask, 0.0),
+            teacher_logps=first.logps,
+            student_entropy=inputs["student_entropy"].masked_fill(~mask, 0.0),
+            teacher_entropy=first.entropy,
+            mask=mask,
+            correct=inputs["correct"],
+            median_entropy=inputs["median_entropy"].item(),
+            training=self._mode == "train",
+            starts_batch=self.signals.is_new,
+            pass_rate=inputs["pass_rate"],
+            step=self.state.global_step,
+            views=views,
+        )
+
+    def _check(self, shaped: Any, scores: TokenScores) -> None:
+        name, shape = type(self).__name__, tuple(scores.mask.shape)
+        if not isinstance(shaped, Tensor) or shaped.shape != shape:
+            got = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
+            raise ValueError(f"{name}.token_advantages must return a tensor (B, T) = {shape}, but returned {got}.")
+        if not shaped[scores.mask].isfinite().all():
+            raise ValueError(
+                f"{name}.token_advantages returned NaN or infinite advantages, which would ruin the policy. Bound the "
+                "exponent before exp, and mind tokens whose log-probability is -inf."
+            )
