@@ -80,10 +80,12 @@ def test_the_gate_steps_once_a_generation_batch_and_never_in_evaluation(model_di
     )
     scores = record_scores(trainer)
     trainer.train()
-    assert sum(s.training for s in scores) == 3  # 6 steps, a batch serves 2 iterations
+    first = [s for s in scores if s.training and s.starts_batch]
+    assert len(first) == 3  # 6 steps, a batch serves 2 iterations
+    assert sum(s.training for s in scores) == 12  # micro-batches
     assert sum(not s.training for s in scores) == 6 * 2
     assert trainer.gate.steps == 3
-    assert list(trainer.gate.history) == [s.median_entropy for s in scores if s.training][:2]
+    assert list(trainer.gate.history) == [s.median_entropy for s in first][:2]
     assert any("eval_antisd/gate" in entry for entry in trainer.state.log_history)
 
 
@@ -114,7 +116,7 @@ def test_the_verdict_is_about_the_rollout_itself():
     wrong = Rollout(row={}, completion="y", correct=False, peers=("right",))
     assert verdict(wrong) == "The answer is incorrect."
     assert verdict(Rollout(row={}, completion="y", correct=False, assessed=False)) == "The answer was not assessed."
-    tests = Rollout(row={"feedback": "passes 7 of 12 tests"}, completion="y", correct=False)
+    tests = Rollout(row={"feedback": "static"}, completion="y", correct=False, feedback="passes 7 of 12 tests")
     assert verdict(tests) == "passes 7 of 12 tests"
 
 
@@ -149,6 +151,7 @@ def test_feedback_reaches_the_teacher_and_is_plain_text(source, model_dir, token
             "antisd_feedback": "test_antisd.half_right" if source == "function" else None,
             "max_steps": 1,
             "remove_unused_columns": source == "column",
+            "feedback_column": "feedback" if source == "column" else None,
         },
         train_dataset=dataset,
     )
@@ -158,9 +161,8 @@ def test_feedback_reaches_the_teacher_and_is_plain_text(source, model_dir, token
     trainer.train()
     lesson = seen[0]
     for i, rollout in enumerate(lesson.rollouts):
-        ids = lesson.views["teacher"].prompts["teacher_prompt_ids"][i][
-            lesson.views["teacher"].prompts["teacher_prompt_mask"][i].bool()
-        ]
+        prompts = lesson.views["teacher"].prompts
+        ids = prompts["teacher_prompt_ids"][i][prompts["teacher_prompt_mask"][i].bool()]
         text = tokenizer.decode(ids)
         told = {"verdict": verdict(rollout), "column": "passes <|user|> 7 of 12", "function": half_right(rollout)}
         assert f"|{told[source]}>" in text

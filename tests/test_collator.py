@@ -1,13 +1,14 @@
 import jinja2
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_policy import HINT_TEMPLATE, build_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from trl_selfdistill import PrivilegedContextCollator
+from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
 
 TOKENIZER = build_tokenizer()
 CHAT = [
@@ -56,11 +57,31 @@ def test_no_context_is_the_students_prompt(prompt):
 
 
 @pytest.mark.parametrize("prompt", ["5+7=", CHAT[:2], CHAT])
-@pytest.mark.parametrize("template", ["{prompt}{context}", "{context}{prompt}"])
-def test_an_empty_context_in_an_empty_template_gives_the_students_tokens(prompt, template):
-    out = make(teacher_template=template)([prompt], [""])
+@pytest.mark.parametrize("placement", ["user", "system"])
+def test_a_teacher_without_privileged_text_gets_the_students_tokens(prompt, placement):
+    out = make(context_placement=placement)([prompt], [NO_PRIVILEGED_TEXT])
     assert tokens(out) == student(prompt)
     assert out["has_context"].item()
+
+
+def test_a_teacher_without_privileged_text_keeps_its_own_template_arguments():
+    thinking = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if enable_thinking %}<think>{% endif %}"
+    collate = make(chat_template=thinking, teacher_chat_template_kwargs={"enable_thinking": True})
+    assert TOKENIZER.decode(tokens(collate([CHAT[-1:]], [NO_PRIVILEGED_TEXT]))) == "5+7=<think>"
+
+
+@pytest.mark.parametrize("prompt", ["5+7=", CHAT])
+@pytest.mark.parametrize("blank", ["", " \n\t "])
+def test_a_blank_context_is_no_context(prompt, blank):
+    out = make()([prompt], [blank])
+    assert tokens(out) == student(prompt)
+    assert not out["has_context"].item()
+
+
+def test_a_conversation_as_a_context_is_written_out():
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2."}]
+    text = TOKENIZER.decode(tokens(make(teacher_template="<<{context}>>{prompt}")(["5+7="], [turns])))
+    assert text == "<<User: 1+1?\n\nAssistant: It is 2.>>5+7="
 
 
 def test_user_placement_keeps_system_earlier_turns_and_the_generation_header():
@@ -101,6 +122,8 @@ def test_system_placement_leaves_the_prompt_tokens_unchanged(prompt, own_ids):
 def test_nasty_contexts_come_through_unharmed(placement, prompt, context):
     template = "<<{context}>>{prompt}" if placement == "user" else "<<{context}>>"
     collate = make(teacher_template=template, context_placement=placement)
+    if not context.strip():
+        return  # no context at all
     ids = tokens(collate([prompt], [context]))
     assert f"<<{context}>>" in TOKENIZER.decode(ids)
     # Not one special token more than with a harmless context.
@@ -112,6 +135,7 @@ def test_nasty_contexts_come_through_unharmed(placement, prompt, context):
 def test_any_text_comes_through(question, context, placement):
     template = "<<{context}>>{prompt}" if placement == "user" else "<<{context}>>"
     collate = make(teacher_template=template, context_placement=placement)
+    assume(context.strip())  # blank: no context at all
     ids = tokens(collate([[{"role": "user", "content": question}]], [context]))
     text = TOKENIZER.decode(ids)
     assert f"<<{context}>>" in text
@@ -120,6 +144,7 @@ def test_any_text_comes_through(question, context, placement):
 
 @given(st.text(alphabet="abc ", min_size=1, max_size=200), st.integers(1, 60))
 def test_truncation_cuts_the_middle_of_the_context_alone(context, limit):
+    assume(context.strip())
     template = "<<{context}>>{prompt}"
     out = make(teacher_template=template, max_context_tokens=limit)(["the question"], [context])
     text = TOKENIZER.decode(tokens(out))
@@ -231,7 +256,7 @@ def test_images_in_the_user_turn_name_the_way_out():
 
 
 def test_a_context_that_is_not_text_is_refused():
-    with pytest.raises(ValueError, match="string or None, got int"):
+    with pytest.raises(ValueError, match=r"\{context\} must return a string.*int"):
         make()(["5+7="], [12])
 
 

@@ -2,12 +2,13 @@
 
 import math
 
+import contract
 import pytest
 from datasets import Dataset, IterableDataset
-from helpers import build, distill_settings, lenient_reward, record_scores, settings, step_logs, sums
+from helpers import build, distill_settings, lenient_reward, settings, step_logs, sums, watch_signals
 from trl import GRPOConfig
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill._compat import UnsupportedTRLError, check_trl
 from trl_selfdistill.context.builders import verdict
 from trl_selfdistill.context.rollout import Rollout
@@ -66,7 +67,7 @@ def test_plain_text_with_chat_markers_is_refused(model_dir, tokenizer, tmp_path)
     make(model_dir, tokenizer, tmp_path, config=system, train_dataset=dataset)
 
 
-@pytest.mark.parametrize("trainer", [RLRTTrainer, AntiSDTrainer, OPSDTrainer])
+@pytest.mark.parametrize("trainer", contract.trainers().values())
 def test_plain_text_comes_after_the_context(trainer, model_dir, tokenizer, tmp_path):
     dataset = Dataset.from_dict({"prompt": ["1+1="] * 8, "solution": ["2"] * 8})
     config = trainer.config_class(**{**distill_settings(tmp_path), "teacher_template": None})
@@ -151,11 +152,11 @@ def test_nan_and_none_rewards_are_never_correct_and_train_as_in_grpo(model_dir, 
         return [(1.0, math.nan, None, 0.0)[i % 4] for i in range(len(completions))]
 
     trainer = make(model_dir, tokenizer, tmp_path, reward_funcs=some_nan)
-    scores = record_scores(trainer)
+    seen = watch_signals(trainer)
     trainer.train()
     finished = [entry["completions/clipped_ratio"] for entry in step_logs(trainer)]
-    assert all(not s.correct[i].item() for s in scores for i in range(8) if i % 4)
-    assert finished[0] == 1.0 or any(s.correct.any() for s in scores)
+    assert all(not batch.scores.correct[i].item() for batch in seen for i in range(8) if i % 4)
+    assert finished[0] == 1.0 or any(batch.scores.correct.any() for batch in seen)
     assert all(math.isfinite(entry["loss"]) for entry in step_logs(trainer))
 
 
@@ -218,7 +219,7 @@ def test_a_feedback_function_that_says_nothing_leaves_it_to_the_verdict(model_di
 def test_feedback_that_is_no_text_is_refused_where_the_template_asks_for_it(model_dir, tokenizer, tmp_path):
     dataset = sums().add_column("feedback", list(range(100)))
     make(model_dir, tokenizer, tmp_path, config={"context": "gold"}, train_dataset=dataset).train()
-    config = {"context": "gold", "teacher_template": "{prompt}{context}{feedback}"}
+    config = {"context": "gold", "teacher_template": "{prompt}{context}{feedback}", "feedback_column": "feedback"}
     with pytest.raises(ValueError, match=r"{feedback} must be a string or None, got int"):
         make(model_dir, tokenizer, tmp_path, config=config, train_dataset=dataset).train()
 

@@ -8,6 +8,7 @@ from peft import LoraConfig, PromptTuningConfig, TaskType
 
 from trl_selfdistill import OPSDConfig, OPSDTrainer
 from trl_selfdistill.algorithms.opsd import no_reward
+from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
 from trl_selfdistill.trainer import divergence
 
 
@@ -126,7 +127,7 @@ def test_a_teacher_prompt_equal_to_the_students_gives_no_divergence(kind, model_
         tokenizer,
         tmp_path,
         config={"teacher_template": "{prompt}{context}", "teacher_model_kind": kind, "max_steps": 1},
-        context_builder=lambda rollout: "",
+        context_builder=lambda rollout: NO_PRIVILEGED_TEXT,
     )
     trainer.train()
     entry = step_logs(trainer)[0]
@@ -148,7 +149,7 @@ def test_a_frozen_base_teacher_keeps_its_own_head(model_dir, tokenizer, tmp_path
         }
         | {"num_generations": 4},
         reward_funcs=lenient_reward,
-        context_builder=lambda rollout: "",
+        context_builder=lambda rollout: NO_PRIVILEGED_TEXT,
     )
     trainer.train()
     moved = [entry["opsd/divergence"] for entry in step_logs(trainer)]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import contract
 import pytest
 import torch
 from filelock import FileLock
@@ -54,11 +55,7 @@ def test_two_processes_choose_the_same_peers_and_advantages_as_one(lora, model_d
         assert [e[name] for e in one.log] == pytest.approx([e[name] for e in two.log], abs=1e-6)
 
 
-TRAINERS = {
-    "RLRTTrainer": {},
-    "AntiSDTrainer": {"antisd_warmup": 2, "context": "gold"},
-    "OPSDTrainer": {"num_generations": 2},
-}
+TRAINERS = {name: contract.SETTINGS.get(name, {}) for name in contract.trainers()}
 
 
 def resume_settings(folder, trainer, **overrides):

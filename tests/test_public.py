@@ -12,6 +12,7 @@ import trl_selfdistill
 SURFACE = [
     "AntiSDConfig",
     "AntiSDTrainer",
+    "Context",
     "EntropyGate",
     "OPSDConfig",
     "OPSDTrainer",

@@ -13,11 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.maths import TokenScores, masked_fill_nan
+from trl_selfdistill.maths import TokenScores, bounded_exp, clipped_weights, weight_metrics
 from trl_selfdistill.settings import in_range
 from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
-
-_MAX_EXPONENT = 20.0  # exp(20) is far outside every clip range and still finite in float32
 
 
 def rlrt_weights(advantages: Float[Tensor, " B"], log_ratio: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -25,8 +23,7 @@ def rlrt_weights(advantages: Float[Tensor, " B"], log_ratio: Float[Tensor, "B T"
 
     Above 1 where the token moves the return the right way *against* the teacher's expectation. In (0, exp(20)].
     """
-    exponent = -advantages.detach().sign().unsqueeze(1) * log_ratio.detach()
-    return exponent.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+    return bounded_exp(-advantages.detach().sign().unsqueeze(1) * log_ratio)
 
 
 def rlrt_advantages(
@@ -51,7 +48,7 @@ def rlrt_advantages(
     Returns token advantages with the sign of A and |A_t| in |A| [1 - strength * clip, 1 + strength * clip], detached.
     """
     sequence = advantages.detach().unsqueeze(1).expand_as(log_ratio)
-    weights = rlrt_weights(advantages, log_ratio).clamp(1.0 - clip, 1.0 + clip)
+    weights = clipped_weights(rlrt_weights(advantages, log_ratio), clip=clip)
     # `1 + strength * (w - 1)` is the same number as in the formula, and exactly 1 when strength is 0 or w is 1.
     shaped = sequence * (1.0 + strength * (weights - 1.0))
     return torch.where(correct.unsqueeze(1), shaped, sequence)
@@ -147,8 +144,4 @@ class RLRTTrainer(TokenSignalTrainer):
         )
         weights = rlrt_weights(advantages, scores.log_ratio)
         weighted = scores.mask & scores.correct.unsqueeze(1)
-        return shaped, {
-            "rlrt/weight": masked_fill_nan(weights.clamp(1.0 - clip, 1.0 + clip), weighted),
-            "rlrt/clipped_low": masked_fill_nan((weights < 1.0 - clip).float(), weighted),
-            "rlrt/clipped_high": masked_fill_nan((weights > 1.0 + clip).float(), weighted),
-        }
+        return shaped, weight_metrics("rlrt", weights, weighted, clip=clip)

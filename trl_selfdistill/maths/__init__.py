@@ -6,19 +6,22 @@ student and teacher, `u_t = t_t - s_t` is their log-ratio. All logarithms are na
 """
 
 from trl_selfdistill.maths.gate import EntropyGate
-from trl_selfdistill.maths.ratios import log_ratio, phi
+from trl_selfdistill.maths.ratios import bounded_exp, clipped_weights, log_ratio, phi
 from trl_selfdistill.maths.scores import TokenScores, ViewScores
-from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary
+from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary, weight_metrics
 from trl_selfdistill.maths.weights import paced_weights
 
 __all__ = [
     "EntropyGate",
     "TokenScores",
     "ViewScores",
+    "bounded_exp",
+    "clipped_weights",
     "exact_median",
     "log_ratio",
     "masked_fill_nan",
     "paced_weights",
     "phi",
     "summary",
+    "weight_metrics",
 ]

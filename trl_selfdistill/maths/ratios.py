@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+_MAX_EXPONENT = 20.0  # exp(20) is far outside every clip range and still finite in float32
+
 
 def log_ratio(student_logps: Float[Tensor, "B T"], teacher_logps: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """u_t = log pi_T(y_t) - log pi_S(y_t): teacher minus student, detached, in at least float32.
@@ -26,3 +28,13 @@ def phi(log_ratio: Tensor) -> Tensor:
     """
     u = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     return 0.5 * (F.softplus(u) - math.log(2.0))
+
+
+def bounded_exp(exponent: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """exp(x) with x clamped to +-20, detached: finite for every pair of log-probabilities. In (0, exp(20)]."""
+    return exponent.detach().clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+
+
+def clipped_weights(weights: Float[Tensor, "B T"], *, clip: float) -> Float[Tensor, "B T"]:
+    """clip(w, 1 - clip, 1 + clip)."""
+    return weights.clamp(1.0 - clip, 1.0 + clip)

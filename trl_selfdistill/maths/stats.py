@@ -30,3 +30,21 @@ def exact_median(values: Float[Tensor, " N"]) -> float:
         return math.nan
     ordered = values.double().sort().values
     return ((ordered[(n - 1) // 2] + ordered[n // 2]) / 2).item()
+
+
+def weight_metrics(
+    name: str, weights: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, clip: float
+) -> dict[str, Float[Tensor, "B T"]]:
+    """What an algorithm with clipped token weights logs: `name/weight` after the clip, and the shares that hit it.
+
+    Args:
+        name: prefix of the metrics.
+        weights: before the clip.
+        mask: tokens that have a weight; the others are NaN, which no mean counts.
+        clip: half-width of the range around 1.
+    """
+    return {
+        f"{name}/weight": masked_fill_nan(weights.clamp(1.0 - clip, 1.0 + clip), mask),
+        f"{name}/clipped_low": masked_fill_nan((weights < 1.0 - clip).float(), mask),
+        f"{name}/clipped_high": masked_fill_nan((weights > 1.0 + clip).float(), mask),
+    }

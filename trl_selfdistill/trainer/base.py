@@ -38,7 +38,7 @@ from trl_selfdistill.trainer.correctness import make_correctness
 from trl_selfdistill.trainer.datachecks import GoldColumns, datasets_in
 from trl_selfdistill.trainer.definition import check_definition
 from trl_selfdistill.trainer.resume import ResumableTrainer
-from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, make_rollouts, remembering
+from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
 
 
 class SelfDistillTrainer(ResumableTrainer, ABC):
@@ -55,7 +55,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     """Names of the teacher prompts under which a row is scored. Empty: no teacher is asked, and none costs anything."""
 
     args: SelfDistillConfig
-    model: Any  # the types that TRL and accelerate give to these are wider than what is used here
+    model: Any  # the types that TRL and accelerate give to these are wider than what is used
     train_dataset: Any
     processing_class: Any
     chat_template: Any
@@ -63,7 +63,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
-    _evaluation = "eval"  # the name of the evaluation set whose rollouts are logged
+    _evaluation = "eval"  # the evaluation set whose rollouts are logged
     _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
     _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
 
@@ -128,9 +128,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             args, self._tokenizer, self.templates, chat_template, prompts, is_vlm=self._is_vlm, tools=self.tools
         )
         self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
-        self._correctness = make_correctness(
-            args.correctness_reward, args.correctness_threshold, self.reward_func_names
-        )
+        names = self.reward_func_names
+        self._correctness = make_correctness(args.correctness_reward, args.correctness_threshold, names)
         self._row_weight = make_row_weight(args.row_weight, assesses=self._assesses)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self.feedback: Callable[[Rollout], str | None] = verdict
@@ -147,9 +146,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         """The end of construction, for what an algorithm keeps."""
 
     def contexts(self, rollout: Rollout) -> Mapping[str, Any]:
-        """What the teacher is shown under each of `views`: a `Context`, a string or `None`.
-
-        By default what `context_builder` says; an algorithm with several views defines it."""
+        """What the teacher is shown under each of `views`. Defined by an algorithm that has several of them."""
         return {view: self.context_builder(rollout) for view in self.views}
 
     def row_weights(self, rollouts: Sequence[Rollout]) -> Float[Tensor, " B"]:
@@ -188,6 +185,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         batch = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
             self.model.eval()  # continuous batching leaves it in training mode
+        if not self._assesses:
+            drop_rewards(self._metrics[self._mode])
         assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
         (prompts, own_texts, rollouts), self._rewarded = self._rewarded, None
         weights = self.row_weights(rollouts).to(batch["advantages"].device)

@@ -129,3 +129,10 @@ def remembering(rollout_func: Callable[..., Any] | None, told: list[Any]) -> Cal
         return output
 
     return wrapped
+
+
+def drop_rewards(metrics: dict[str, Any]) -> None:
+    """Take out what TRL logs of a reward function that only stands in for one."""
+    for name in [*metrics]:
+        if name.startswith("rewards/") or name in ("reward", "reward_std", "frac_reward_zero_std"):
+            del metrics[name]

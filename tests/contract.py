@@ -1,0 +1,125 @@
+"""What every trainer promises, as functions that raise `AssertionError` where it does not hold.
+
+`test_contract.py` calls them for every trainer that the package exports, so a new algorithm gets all of it for nothing.
+"""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import assert_same_state, build, distill_settings, settings, state_of, step_logs, watch_signals
+from trl import GRPOConfig, GRPOTrainer
+
+import trl_selfdistill
+from trl_selfdistill.trainer import DivergenceTrainer
+
+# What an algorithm needs to be seen at work in six steps. Most need nothing.
+SETTINGS: dict[str, dict[str, Any]] = {"AntiSDTrainer": {"antisd_warmup": 2, "context": "gold"}}
+
+
+def trainers() -> dict[str, type]:
+    """Every trainer that the package exports."""
+    return {name: getattr(trl_selfdistill, name) for name in trl_selfdistill.__all__ if name.endswith("Trainer")}
+
+
+def own_settings(trainer: type) -> dict[str, Any]:
+    return {"context": "gold", "num_generations": 4, **SETTINGS.get(trainer.__name__, {})}
+
+
+def make(trainer: Any, model: Path, tokenizer: Any, folder: Path, *, data: Any = None, **config: Any) -> Any:
+    args = trainer.config_class(**distill_settings(folder, **{**own_settings(trainer), **config}))
+    return build(trainer, args, str(model), tokenizer, **(data or {}))
+
+
+def strength_fields(trainer: Any) -> list[str]:
+    return [f.name for f in fields(trainer.config_class) if f.name.endswith("_strength")]
+
+
+def trains_with_finite_metrics(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    made = make(trainer, model, tokenizer, folder)
+    before = state_of(made.model)
+    made.train()
+    after = state_of(made.model)
+    assert any(not torch.equal(before[name], after[name]) for name in before), "the policy did not move"
+    for entry in made.state.log_history:
+        wrong = {k: v for k, v in entry.items() if not isinstance(v, int | float) or not math.isfinite(v)}
+        assert not wrong, f"metrics that are no finite numbers: {wrong}"
+    assert any("self_distill/log_ratio" in entry for entry in made.state.log_history) or not trainer.views
+
+
+def takes_plain_text(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    from datasets import Dataset
+
+    rows = [{"prompt": f"{i}+1=", "solution": str(i + 1)} for i in range(8)]
+    data = {"train_dataset": Dataset.from_list(rows)}
+    make(trainer, model, tokenizer, folder, teacher_template=None, data=data).train()
+
+
+def resumes_to_the_unbroken_run(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    common = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    whole = make(trainer, model, tokenizer, folder / "whole", **common)
+    whole.train()
+    resumed = make(trainer, model, tokenizer, folder / "resumed", **common)
+    resumed.train(resume_from_checkpoint=str(folder / "whole/checkpoint-3"))
+    assert_same_state(state_of(whole.model), state_of(resumed.model))
+    assert whole.state_values() == resumed.state_values()
+    for mine, theirs in zip(step_logs(whole)[3:], step_logs(resumed)[3:], strict=True):
+        assert mine == theirs
+
+
+def equal_prompts_have_no_effect(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    """A teacher with the student's weights and prompt agrees with it."""
+    made = make(trainer, model, tokenizer, folder, context="none", teacher_model_kind="live", max_steps=1)
+    seen = watch_signals(made)
+    made.train()
+    assert all(batch.scores.mask.any() for batch in seen)
+    assert max(batch.scores.log_ratio.abs().max().item() for batch in seen) <= 1e-5
+    if issubclass(trainer, DivergenceTrainer):
+        assert abs(step_logs(made)[0]["loss"]) <= 1e-6
+
+
+def strength_zero_is_grpo(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    runs = []
+    strengths = dict.fromkeys(strength_fields(trainer), 0.0)
+    ours = trainer.config_class(**distill_settings(folder, **own_settings(trainer), **strengths))
+    for cls, args in ((GRPOTrainer, GRPOConfig(**settings(folder))), (trainer, ours)):
+        made = build(cls, args, str(model), tokenizer)
+        made.train()
+        runs.append((state_of(made.model), [(e["loss"], e["grad_norm"]) for e in step_logs(made)]))
+    (weights, logs), (other_weights, other_logs) = runs
+    assert logs == other_logs
+    assert_same_state(weights, other_weights)
+
+
+def evaluation_leaves_the_state_alone(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    from tiny_policy import sums
+
+    made = make(trainer, model, tokenizer, folder, max_steps=3, per_device_eval_batch_size=8)
+    made.train()
+    before, values = state_of(made.model), made.state_values()
+    metrics = made.evaluate(sums().select(range(8)))
+    assert made.state_values() == values
+    assert_same_state(before, state_of(made.model))
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def has_a_card_of_its_own(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    made = make(trainer, model, tokenizer, folder)
+    made.create_model_card(model_name="mine")
+    card = (folder / "README.md").read_text()
+    assert f"trained with {trainer._name}, a method" in card
+    assert trainer._paper["id"] in card
+    assert "trl-selfdistill" in card
+
+
+PROMISES = [
+    trains_with_finite_metrics,
+    takes_plain_text,
+    resumes_to_the_unbroken_run,
+    equal_prompts_have_no_effect,
+    strength_zero_is_grpo,
+    evaluation_leaves_the_state_alone,
+    has_a_card_of_its_own,
+]
