@@ -21,7 +21,8 @@ triton = pytest.importorskip("triton")
 )
 def test_kernels_in_the_interpreter():
     """The tests of the back ends again, in a process where Triton interprets: the variable counts at import only."""
-    files = [str(TESTS / name) for name in ("test_ops_backends.py", "test_ops_autograd.py", "test_ops_triton.py")]
+    names = ("test_ops_backends.py", "test_ops_autograd.py", "test_ops_logps.py", "test_ops_triton.py")
+    files = [str(TESTS / name) for name in names]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-k", "liger", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -95,6 +96,7 @@ CLIPS = {"HAS_ENTRY_CLIP": True, "HAS_TOKEN_CLIP": True, "HAS_GRAD": True}
     ("name", "constants"),
     [
         ("row_stats_kernel", CAPS | {"HAS_TARGETS": True}),
+        ("logps_gradient_kernel", CAPS | {"HAS_LOGPS": True, "HAS_ENTROPY": True}),
         ("divergence_kernel", CAPS | CLIPS | {"MODE": 0}),
         ("divergence_kernel", CAPS | CLIPS | {"MODE": 1}),
         ("divergence_kernel", CAPS | CLIPS | {"MODE": 2}),
@@ -102,10 +104,10 @@ CLIPS = {"HAS_ENTRY_CLIP": True, "HAS_TOKEN_CLIP": True, "HAS_GRAD": True}
 )
 def test_kernels_compile_for_sm90(name, constants, tmp_path, monkeypatch):
     """No spills to local memory and no double precision, which a stray Python scalar would bring in."""
-    from trl_selfdistill.ops import triton_kernels, triton_rows
+    from trl_selfdistill.ops import triton_rows
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ptx, usage = compile_for_sm90(getattr(triton_kernels, name), BLOCK=triton_rows.MAX_BLOCK, **constants)
+    ptx, usage = compile_for_sm90(getattr(triton_rows, name), BLOCK=triton_rows.MAX_BLOCK, **constants)
     assert ".f64" not in ptx
     assert re.search(r"STACK:0\b", usage) and re.search(r"LOCAL:0\b", usage), usage
     assert max(map(int, re.findall(r"REG:(\d+)", usage))) <= 128, usage
@@ -115,4 +117,4 @@ def test_kernels_compile_for_sm90(name, constants, tmp_path, monkeypatch):
 def test_floor_is_the_same_everywhere():
     from trl_selfdistill.ops import triton_kernels
 
-    assert str(LOGIT_FLOOR).replace("+", "") in triton_kernels._load.src
+    assert str(LOGIT_FLOOR).replace("+", "") in triton_kernels.load_row.src

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import chunked, reference, rows
-from .checks import check_arguments, check_teacher_head
+from . import chunked, divergence_rows, logps, reference, rows
+from .checks import check_teacher_head, checked, targets_in_range
 from .chunked import RowOps
 from .types import (
     CLIPPED,
@@ -23,6 +23,7 @@ from .types import (
 )
 
 
+@checked
 def linear_divergence(
     student_hidden: Float[Tensor, "N H"],
     teacher_hidden: Float[Tensor, "N H"],
@@ -67,7 +68,7 @@ def linear_divergence(
         logit_scale: multiplies the logits before the soft-cap.
         softcap: positive, in logit units.
         token_weights: (N,), the factors omega, 1 by default. Tokens of weight 0 cost nothing and report zeros.
-        targets: (N,), token ids in [0, V), for the two log-probabilities.
+        targets: (N,), token ids in [0, V), for the two log-probabilities. Those of tokens of weight 0 are not read.
         teacher_weight: (V, H), the teacher's own head, where its weights are not the student's (a frozen copy, an
             average). It costs a second product a chunk. None: both share `weight`.
         teacher_bias: (V,), with `teacher_weight` and `bias`.
@@ -81,11 +82,11 @@ def linear_divergence(
         clipped entries, in [0, 1], for every beta) and, with targets, `student_logps` and `teacher_logps`.
 
     Raises:
-        ValueError: a number out of range, shapes that do not fit, a back end that is unknown or cannot run here.
+        ValueError: a number out of range, shapes that do not fit, a back end that is unknown or cannot run here, and on
+            a CPU a target outside [0, V). On an accelerator that check would wait for the device: such a token gets NaN
+            from "liger", and an assertion of the device from the others.
     """
     settings = Settings(beta, entry_clip, token_clip, temperature, logit_scale, softcap)
-    per_token = {"targets": targets, "token_weights": token_weights}
-    check_arguments(impl, chunk_bytes, weight, bias, per_token, student_hidden, teacher_hidden)
     teacher_head = check_teacher_head(weight, bias, teacher_weight, teacher_bias)
     total = student_hidden.shape[0]
     if token_weights is None:
@@ -94,6 +95,9 @@ def linear_divergence(
     else:
         token_weights = token_weights.detach()
         keep = token_weights.nonzero().squeeze(-1)
+    if targets is not None:
+        way_out = "give the tokens that are not scored token_weights 0, or leave them out"
+        targets = targets_in_range(targets[keep], weight.shape[0], way_out)
     loss, kept = _back_end(impl, student_hidden.device).divergence(
         student_hidden[keep],
         teacher_hidden[keep],
@@ -101,7 +105,7 @@ def linear_divergence(
         bias,
         teacher_head,
         token_weights[keep],
-        None if targets is None else targets[keep],
+        targets,
         settings,
         chunk_bytes,
     )
@@ -118,6 +122,7 @@ def linear_divergence(
     )
 
 
+@checked
 def linear_logps(
     hidden: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
@@ -129,24 +134,30 @@ def linear_logps(
     softcap: float | None = None,
     impl: str = "auto",
     chunk_bytes: int | None = None,
+    entropy_grad: bool = True,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each target and entropy of its distribution, in nats, from fp32 logits.
 
-    For scoring: the outputs never carry a gradient, whatever the inputs require. Arguments and errors are those of
-    `linear_divergence`.
+    Both carry gradients to `hidden`, `weight` and `bias` where these require them. A frozen head costs 4 N H V floating
+    point operations in all (6 with the gradient of the entropy), a trainable one 8, no gradient 2; see `logps`.
+    Arguments and errors are those of `linear_divergence`, and:
+
+    Args:
+        entropy_grad: False where the entropy is a metric and not part of the loss: it is then marked as not
+            differentiable, and with a frozen head its gradient's product is saved.
 
     Returns:
         two tensors (N,), fp32 (fp64 for fp64 inputs): log p(target) <= 0 and entropy in [0, log V].
     """
     settings = Settings(temperature=temperature, logit_scale=logit_scale, softcap=softcap)
-    check_arguments(impl, chunk_bytes, weight, bias, {"targets": targets}, hidden)
-    stats = _back_end(impl, hidden.device).logps(hidden, weight, bias, targets, settings, chunk_bytes)
-    return stats[0], stats[1]
+    targets = targets_in_range(targets, weight.shape[0], "leave out the tokens that are not scored")
+    back_end = _back_end(impl, hidden.device)
+    return back_end.logps(hidden, weight, bias, targets, settings, chunk_bytes, entropy_grad)
 
 
 class _BackEnd(NamedTuple):
     divergence: Callable[..., Any]  # (loss, statistics (6, N))
-    logps: Callable[..., Any]  # statistics (2, N)
+    logps: Callable[..., Any]  # (log-probabilities, entropies)
 
 
 def _back_end(impl: str, device: torch.device) -> _BackEnd:
@@ -159,5 +170,5 @@ def _back_end(impl: str, device: torch.device) -> _BackEnd:
 
         row_ops = liger.row_ops(device)
     else:
-        row_ops = RowOps(rows.divergence_rows, rows.logps_rows)
-    return _BackEnd(partial(chunked.linear_divergence, row_ops), partial(chunked.linear_logps, row_ops))
+        row_ops = RowOps(divergence_rows.divergence_rows, rows.logps_rows)
+    return _BackEnd(partial(chunked.linear_divergence, row_ops), partial(logps.linear_logps, row_ops))

@@ -1,8 +1,78 @@
 """Errors of the two ops at their edge."""
 
-from torch import Tensor
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
 
 IMPLS = ("auto", "reference", "torch", "liger")
+STREAMS = ("hidden", "student_hidden", "teacher_hidden")
+PER_TOKEN = ("targets", "token_weights")
+TENSORS = (*STREAMS, "weight", "bias", "teacher_weight", "teacher_bias", *PER_TOKEN)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(op: Callable[P, R]) -> Callable[P, R]:
+    """The op behind `check_kinds` and `check_arguments`, and hidden from compilers.
+
+    A decorator, so that it comes before the checks of the annotations, which are on in tests: there a wrong argument
+    must raise what it raises for a user. A compiler would only unroll the loops over chunks.
+    """
+    signature = inspect.signature(op)
+
+    @functools.wraps(op)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        check_kinds({k: given[k] for k in TENSORS if k in given}, optional=_optional(signature))
+        per_token = {name: given[name] for name in PER_TOKEN if name in given}
+        streams = [given[name] for name in STREAMS if name in given]
+        check_arguments(given["impl"], given["chunk_bytes"], given["weight"], given["bias"], per_token, *streams)
+        return op(*args, **kwargs)
+
+    return cast("Callable[P, R]", torch.compiler.disable(call))
+
+
+def _optional(signature: inspect.Signature) -> set[str]:
+    return {name for name, parameter in signature.parameters.items() if parameter.default is None}
+
+
+def check_kinds(given: Mapping[str, Any], optional: set[str]) -> None:
+    """Raise `ValueError` for what is no tensor, or one of the wrong kind of number."""
+    for name, value in given.items():
+        if value is None and name in optional:
+            continue
+        if isinstance(value, nn.Module):
+            raise ValueError(
+                f"{name} must be a tensor, got the module {type(value).__name__}: pass lm_head.weight, or use "
+                "`with output_head(model) as head` and pass head.weight."
+            )
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}.")
+        if name == "targets":
+            if value.dtype is torch.bool or value.is_floating_point() or value.is_complex():
+                raise ValueError(f"targets must be token ids of an integer dtype, got {value.dtype}.")
+        elif not value.is_floating_point():
+            raise ValueError(f"{name} must have a floating-point dtype, got {value.dtype}.")
+
+
+def targets_in_range(targets: Tensor, vocab: int, way_out: str) -> Tensor:
+    """Targets as the back ends read them. `ValueError` where one is no entry of the vocabulary.
+
+    Only on a CPU: elsewhere the check would wait for the device. There `liger` gives NaN for such a token, and torch's
+    own indexing stops with an assertion of the device. Neither reads outside the row.
+    """
+    if targets.device.type == "cpu":
+        wrong = targets[(targets < 0) | (targets >= vocab)]
+        if len(wrong):
+            raise ValueError(f"targets must lie in [0, {vocab}), got {wrong[0].item()}: {way_out}.")
+    return targets.long().contiguous()
 
 
 def check_arguments(

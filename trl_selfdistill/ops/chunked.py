@@ -1,5 +1,5 @@
-"""The loop over token chunks, the same for every back end: one projection of whole vocabulary rows per stream and
-chunk serves all statistics and the gradient, which is computed in the forward pass (as Liger's fused losses do).
+"""`linear_divergence` in token chunks, the same for every back end: one projection of whole vocabulary rows per stream
+and chunk serves all statistics and the gradient, which is computed in the forward pass (as Liger's fused losses do).
 
 8 N H V floating point operations, 6 N H V with a frozen head, 4 N H V without gradients. Extra memory: one chunk of
 logits and, with a trainable head, its fp32 gradient (V, H).
@@ -17,21 +17,28 @@ from .types import DIVERGENCE, Settings
 
 @dataclass(frozen=True)
 class RowOps:
-    """One back end: `divergence` and `logps` as documented in `rows.divergence_rows` and `rows.logps_rows`."""
+    """One back end: `divergence_rows.divergence_rows` and `rows.logps_rows`, or what does the same."""
 
     divergence: Callable[..., None]
     logps: Callable[..., None]
 
 
-class _Operands:
+class Operands:
     """Head and chunk geometry of one call."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *streams: Tensor, chunk_bytes: int | None) -> None:
-        self.rounded, self.read = operand_dtypes(*streams, weight)
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        total: int,
+        chunk_bytes: int | None,
+    ) -> None:
+        """dtypes: of `operand_dtypes`. total: tokens of the call."""
+        self.rounded, self.read = dtypes
         self.full = torch.float64 if self.read is torch.float64 else torch.float32
         self.weight = self.cast(weight)
-        self.bias = None if bias is None else bias.detach().to(self.rounded).to(self.full)
-        total = streams[0].shape[0]
+        self.bias = None if bias is None else bias.detach().to(self.rounded).to(self.full).contiguous()
         self.rows = min(chunk_rows(chunk_bytes, weight.shape[0], weight.device), max(total, 1))
         self.chunks = [slice(i, min(i + self.rows, total)) for i in range(0, total, self.rows)]
 
@@ -56,23 +63,27 @@ class _Operands:
         return self.weight.new_zeros(*shape, dtype=self.full)
 
 
-class _Gradients:
-    """Accumulators of the loss gradient, in full precision; None where no gradient is wanted."""
+class Gradients:
+    """Accumulators of a gradient by hidden states, head and bias, in full precision; None where none is wanted.
 
-    def __init__(self, op: _Operands, total: int, wants: tuple[bool, bool, bool]) -> None:
+    own_rows: the gradient of the projections must not go into the memory of the logits.
+    """
+
+    def __init__(self, op: Operands, total: int, wants: tuple[bool, bool, bool], own_rows: bool = False) -> None:
         vocab, width = op.weight.shape
         self.op = op
         self.hidden = op.zeros(total, width) if wants[0] else None
         self.weight = op.zeros(vocab, width) if wants[1] else None
         self.bias = op.zeros(vocab) if wants[2] else None
-        self.narrow = op.weight.new_empty(op.rows, vocab) if any(wants) and op.read is not op.full else None
+        own_rows = own_rows or op.read is not op.full
+        self.rows = op.weight.new_empty(op.rows, vocab) if any(wants) and own_rows else None
         self.wanted = any(wants)
 
     def rows_of(self, logits: Tensor, n: int) -> Tensor | None:
-        """Where the gradient of the student's n rows of projections goes: into their own memory if dtypes allow."""
+        """Where the gradient of the first n rows of projections goes: into their own memory if dtypes allow."""
         if not self.wanted:
             return None
-        return logits[:n] if self.narrow is None else self.narrow[:n]
+        return logits[:n] if self.rows is None else self.rows[:n]
 
     def add(self, rows: Tensor, hidden: Tensor, chunk: slice) -> None:
         if self.hidden is not None:
@@ -92,7 +103,7 @@ class _LinearDivergence(torch.autograd.Function):
         wants = tuple(grad_on and need for need in ctx.needs_input_grad[:3])
         stats = op.zeros(6, student.shape[0])
         weights = token_weights.to(op.full)
-        grads = _Gradients(op, student.shape[0], wants)
+        grads = Gradients(op, student.shape[0], wants)
         buffer = op.buffer(2)
         for chunk in op.chunks:
             both = torch.cat((op.cast(student[chunk]), op.cast(teacher[chunk])))
@@ -124,7 +135,6 @@ class _LinearDivergence(torch.autograd.Function):
         return (*scaled, *(None,) * 8)
 
 
-@torch.compiler.disable  # a Python loop over chunks, which a compiler would only unroll
 def linear_divergence(
     row_ops: RowOps,
     student: Tensor,
@@ -138,7 +148,7 @@ def linear_divergence(
     chunk_bytes: int | None,
 ) -> tuple[Tensor, Tensor]:
     """(loss, statistics (6, N) in the order of `types`), the loss with gradient."""
-    op = _Operands(weight, bias, student, teacher, chunk_bytes=chunk_bytes)
+    op = Operands(weight, bias, operand_dtypes(student, teacher, weight), student.shape[0], chunk_bytes)
     grad_on = torch.is_grad_enabled()
     # Operands are cast by hand: autocast would turn the fp32 products below into bf16 ones.
     with torch.autocast(student.device.type, enabled=False):
@@ -155,27 +165,3 @@ def linear_divergence(
             op,
             grad_on,
         )
-
-
-@torch.compiler.disable
-@torch.no_grad()
-def linear_logps(
-    row_ops: RowOps,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    settings: Settings,
-    chunk_bytes: int | None,
-) -> Tensor:
-    """(2, N): log-probability of each target and entropy."""
-    op = _Operands(weight, bias, hidden, chunk_bytes=chunk_bytes)
-    with torch.autocast(hidden.device.type, enabled=False):
-        stats = op.zeros(2, hidden.shape[0])
-        buffer = op.buffer(1)
-        for chunk in op.chunks:
-            rows = op.cast(hidden[chunk])
-            logits = buffer[: rows.shape[0]]
-            mm_into(logits, rows, op.weight.t())
-            row_ops.logps(logits, op.bias, targets[chunk], stats[:, chunk], settings)
-    return stats

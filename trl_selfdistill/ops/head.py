@@ -57,7 +57,7 @@ def output_head(model: Any) -> Iterator[Head]:
     if getattr(model.config.get_text_config(), "unpadded_vocab_size", None) is not None:
         raise ValueError("The model cuts its logits to unpadded_vocab_size, which the fused ops do not support.")
     weight, bias = module.weight, getattr(module, "bias", None)
-    with _zero3_gathered(weight, bias):
+    with zero3_gathered(weight, bias):
         weight, bias = _full(weight), None if bias is None else _full(bias)
         if weight.ndim != 2 or not weight.is_floating_point():
             raise ValueError(
@@ -85,7 +85,8 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
 
 
 @contextmanager
-def _zero3_gathered(*params: Any) -> Iterator[None]:
+def zero3_gathered(*params: Any) -> Iterator[None]:
+    """Make parameters that ZeRO-3 has partitioned whole for the length of the block; leave others, and None, alone."""
     # `ds_id` is DeepSpeed's own mark of a partitioned parameter.
     managed = [p for p in params if p is not None and hasattr(p, "ds_id")]
     if not managed:

@@ -7,8 +7,9 @@ three (n, V) temporaries more than `triton_rows`, which is preferred; of use whe
 from liger_kernel.backends import Capability, dispatch, register_op
 from torch import Tensor
 
-from . import rows
+from .divergence_rows import log_probs
 from .liger import DIVERGENCE_OP
+from .rows import gradient, tanh_squared_
 from .types import CLIPPED, DIVERGENCE, Settings, token_scale
 
 
@@ -22,9 +23,9 @@ def divergence_rows(
     grad: Tensor | None,
     settings: Settings,
 ) -> None:
-    """`rows.divergence_rows` for fp32 logits."""
+    """`divergence_rows.divergence_rows` for fp32 logits."""
     n = logits.shape[0] // 2
-    ls, lt, lse, ps, pt = rows.log_probs(logits[:n], logits[n:], bias, targets, stats, settings)
+    ls, lt, lse, ps, pt = log_probs(logits[:n], logits[n:], bias, targets, stats, settings)
     # The primitive writes the derivatives over its first argument. Its CuTe DSL variant computes m log m, which is NaN
     # where both streams underflow, so the Triton one is named.
     inputs = (ls.clone(), lt, None, settings.beta, -100, 1.0)
@@ -36,4 +37,4 @@ def divergence_rows(
     stats[DIVERGENCE] = entries.sum(-1)
     if grad is not None:
         scale = token_scale(weights, stats[DIVERGENCE], settings.token_clip)
-        rows.gradient(slopes, ls, lse, ps, scale, settings, out=grad)
+        gradient(slopes, ps, tanh_squared_(ls, lse, settings), scale, settings, out=grad)

@@ -74,7 +74,6 @@ def linear_divergence(
         return loss, torch.stack([divergence, entropy(student), entropy(teacher), clipped, *logps]).detach()
 
 
-@torch.no_grad()
 def linear_logps(
     hidden: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
@@ -82,7 +81,8 @@ def linear_logps(
     targets: Int[Tensor, " N"],
     settings: Settings,
     chunk_bytes: int | None = None,
-) -> Float[Tensor, "2 N"]:
+    entropy_grad: bool = True,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each target and entropy. No chunks: `chunk_bytes` has no effect."""
     log_probs = head_log_probs(hidden, weight, bias, settings)
-    return torch.stack([pick(log_probs, targets), entropy(log_probs)])
+    return pick(log_probs, targets), entropy(log_probs if entropy_grad else log_probs.detach())

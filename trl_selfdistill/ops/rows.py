@@ -1,34 +1,28 @@
 """Row mathematics in plain torch: full vocabulary rows in, statistics and the gradient of the logits out.
 
+What both ops share, and the rows of `linear_logps`; those of `linear_divergence` are in `divergence_rows`.
+
 Works on any device and in fp64. On a CPU every pass runs over a block that stays in the cache and writes into reused
 buffers: large temporaries are mapped and zeroed anew by the allocator each time, which doubles the cost of a pass.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .types import (
-    CLIPPED,
-    DIVERGENCE,
-    LOGIT_FLOOR,
-    STUDENT_ENTROPY,
-    STUDENT_LOGPS,
-    TEACHER_ENTROPY,
-    TEACHER_LOGPS,
-    Settings,
-    token_scale,
-)
+from .types import LOGIT_FLOOR, RowGradient, Settings
 
 EXP_FLOOR = -80.0  # below, exp returns denormals or 0, many times slower on a CPU; exp(-80) = 2e-35 changes no sum
 _CPU_BLOCK, _BLOCK = 2**18, 2**26  # entries per block
 
 
-def _blocks(n: int, vocab: int, device: torch.device) -> list[slice]:
+def token_blocks(n: int, vocab: int, device: torch.device) -> list[slice]:
     step = max(1, (_CPU_BLOCK if device.type == "cpu" else _BLOCK) // vocab)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def _adjust_(logits: Tensor, bias: Tensor | None, s: Settings) -> None:
+def adjust_(logits: Tensor, bias: Tensor | None, s: Settings) -> None:
     """In place: bias, scale, soft-cap and temperature, in the order of the Hugging Face models."""
     if bias is not None:
         logits.add_(bias).clamp_(min=LOGIT_FLOOR)
@@ -38,7 +32,7 @@ def _adjust_(logits: Tensor, bias: Tensor | None, s: Settings) -> None:
         logits.mul_(s.logit_scale / s.temperature)
 
 
-def _log_softmax_(logits: Tensor, probs: Tensor) -> Tensor:
+def log_softmax_(logits: Tensor, probs: Tensor) -> Tensor:
     """In place: logits become log-probabilities, `probs` is filled. Returns the log-sum-exp, (n, 1)."""
     top = logits.amax(-1, keepdim=True)
     torch.clamp(logits.sub_(top), min=EXP_FLOOR, out=probs).exp_()
@@ -48,129 +42,63 @@ def _log_softmax_(logits: Tensor, probs: Tensor) -> Tensor:
     return top.add_(total)
 
 
-def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
+def entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
     return torch.linalg.vecdot(probs, log_probs).neg_()
 
 
-def _entries(ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, s: Settings, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Divergence entries l and their derivatives dl / dlog p_s, (n, V) each: the first two of the three buffers.
+def tanh_squared_(ls: Tensor, lse: Tensor, s: Settings) -> Tensor | None:
+    """In place: log-probabilities (n, V) become tanh^2 of the soft-cap, the complement of its slope. None without."""
+    return None if s.softcap is None else ls.add_(lse).mul_(s.temperature / s.softcap).square_()
 
-    Without a clip a multiple of p_s drops out of the gradient; it is left out where equal streams then give exactly 0.
+
+def gradient(
+    slopes: Tensor, probs: Tensor, tanh_squared: Tensor | None, scale: Tensor | None, s: Settings, *, out: Tensor
+) -> None:
+    """From derivatives with respect to log p, overwritten, to those with respect to the projection, times scale (n,).
+
+    `out` may share the memory of `tanh_squared`.
     """
-    a, c, b = work
-    beta, clipped = s.beta, s.entry_clip is not None
-    if beta == 0.0:
-        return torch.sub(lt, ls, out=a).mul_(pt), torch.neg(pt, out=c) if clipped else torch.sub(ps, pt, out=c)
-    if beta == 1.0:
-        torch.sub(ls, lt, out=a).mul_(ps)
-        return a, torch.add(a, ps, out=c) if clipped else a
-    # From the gap d = log p_t - log p_s, exact for small gaps and without overflow for large ones:
-    # log(m / p_s) = max(d, 0) + r and log(m / p_t) = r - min(d, 0), r = log1p(k expm1(-|d|)), k = 1 - beta if d > 0
-    # else beta.
-    torch.sub(lt, ls, out=a)
-    torch.abs(a, out=b).neg_().expm1_()
-    if beta != 0.5:
-        torch.sign(a, out=c).mul_(0.5 - beta).add_(0.5)
-        b.mul_(c)
-    else:
-        b.mul_(0.5)
-    b.log1p_()
-    torch.clamp(a, min=0.0, out=c).add_(b).mul_(ps).mul_(beta - 1.0)
-    b.sub_(a.clamp_(max=0.0)).mul_(pt).mul_(-beta)
-    return torch.add(b, c, out=a), c
+    slopes.addcmul_(probs, slopes.sum(-1, keepdim=True), value=-1.0)
+    if tanh_squared is not None:
+        slopes.addcmul_(slopes, tanh_squared, value=-1.0)
+    factor = s.logit_scale / s.temperature
+    torch.mul(slopes, factor if scale is None else (scale * factor)[:, None], out=out)
 
 
-def _divergence(
-    ls: Tensor, lt: Tensor, ps: Tensor, pt: Tensor, s: Settings, work: Tensor
-) -> tuple[Tensor, Tensor | float, Tensor]:
-    """Divergence (n,), clipped teacher mass (n,) and the derivatives of the entries that count, (n, V)."""
-    entries, slopes = _entries(ls, lt, ps, pt, s, work)
-    if s.entry_clip is not None:
-        spare = work[2]
-        clipped = torch.clamp(entries, max=s.entry_clip, out=spare).sum(-1)
-        keep = entries.le_(s.entry_clip)
-        fraction = pt.sum(-1) - torch.mul(pt, keep, out=spare).sum(-1)
-        return clipped, fraction, slopes.mul_(keep)
-    divergence = entries.sum(-1)
-    # Bregman form: the rounding of the two normalisers then enters at second order only.
-    if s.beta == 0.0:
-        divergence += slopes.sum(-1)
-    elif s.beta == 1.0:
-        divergence += pt.sum(-1) - ps.sum(-1)
-    return divergence, 0.0, slopes
-
-
-def log_probs(
-    student: Tensor,
-    teacher: Tensor,
-    bias: Tensor | None,
-    targets: Tensor | None,
-    out: Tensor,
-    s: Settings,
-    scratch=None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Projections (n, V) become log-probabilities in place; fills entropies and log-probabilities of `out` (6, n).
-
-    Returns log p_s, log p_t, the student's log-sum-exp (n, 1), p_s and p_t, the last two in `scratch` (2, n, V).
-    """
-    ps, pt = student.new_empty(2, *student.shape) if scratch is None else scratch
-    for logits in (student, teacher):
-        _adjust_(logits, bias, s)
-    lse = _log_softmax_(student, ps)
-    _log_softmax_(teacher, pt)
-    out[STUDENT_ENTROPY], out[TEACHER_ENTROPY] = _entropy(student, ps), _entropy(teacher, pt)
-    if targets is not None:
-        index = targets[:, None]
-        out[STUDENT_LOGPS], out[TEACHER_LOGPS] = student.gather(1, index)[:, 0], teacher.gather(1, index)[:, 0]
-    return student, teacher, lse, ps, pt
-
-
-def divergence_rows(
+def logps_rows(
     logits: Tensor,
     bias: Tensor | None,
-    targets: Tensor | None,
-    weights: Tensor,
+    targets: Tensor,
     stats: Tensor,
-    grad: Tensor | None,
+    gradients: Sequence[RowGradient],
     settings: Settings,
 ) -> None:
-    """One token chunk.
+    """One token chunk of one stream.
 
-    logits: (2n, V) fp32 or fp64 projections, the student's n rows first; overwritten. targets, weights: (n,).
-    stats: (6, n), filled. grad: (n, V) or None, filled with the gradient of the weighted loss with respect to the
-    student's projection; may be the student half of `logits`.
+    logits: (n, V) fp32 or fp64 projections, overwritten. targets: (n,). stats: (2, n), filled with the log-probability
+    of the targets and the entropy. gradients: filled; `out` of the last may be `logits`.
     """
-    n, vocab = logits.shape[0] // 2, logits.shape[1]
-    blocks = _blocks(n, vocab, logits.device)
-    scratch = logits.new_empty(5, blocks[0].stop, vocab)
+    blocks = token_blocks(logits.shape[0], logits.shape[1], logits.device)
+    scratch = logits.new_empty(1 + len(gradients), blocks[0].stop, logits.shape[1])
     for block in blocks:
-        ls, lt, out = logits[:n][block], logits[n:][block], stats[:, block]
-        probs, work = scratch[:2, : len(ls)], scratch[2:, : len(ls)]
-        labels = None if targets is None else targets[block]
-        ls, lt, lse, ps, pt = log_probs(ls, lt, bias, labels, out, settings, probs)
-        out[DIVERGENCE], out[CLIPPED], slopes = _divergence(ls, lt, ps, pt, settings, work)
-        if grad is not None:
-            scale = token_scale(weights[block], out[DIVERGENCE], settings.token_clip)
-            gradient(slopes, ls, lse, ps, scale, settings, out=grad[block])
+        ls, labels = logits[block], targets[block, None]
+        probs, *slopes = scratch[:, : len(ls)]
+        adjust_(ls, bias, settings)
+        lse = log_softmax_(ls, probs)
+        stats[0, block] = ls.gather(1, labels)[:, 0]
+        stats[1, block] = entropy(ls, probs)
+        for wanted, slope in zip(gradients, slopes, strict=True):
+            _logps_slopes(wanted, block, ls, probs, labels, out=slope)
+        tanh_squared = tanh_squared_(ls, lse, settings) if gradients else None
+        for wanted, slope in zip(gradients, slopes, strict=True):
+            gradient(slope, probs, tanh_squared, None, settings, out=wanted.out[block])
 
 
-def gradient(slopes: Tensor, ls: Tensor, lse: Tensor, ps: Tensor, scale: Tensor, s: Settings, *, out: Tensor) -> None:
-    """From derivatives with respect to log p_s to those with respect to the projection. `out` may share `ls`."""
-    slopes.addcmul_(ps, slopes.sum(-1, keepdim=True), value=-1.0)
-    if s.softcap is not None:
-        ls.add_(lse).mul_(s.temperature / s.softcap).square_()  # tanh^2, whose complement is the slope of the cap
-        slopes.addcmul_(slopes, ls, value=-1.0)
-    torch.mul(slopes, (scale * (s.logit_scale / s.temperature))[:, None], out=out)
-
-
-def logps_rows(logits: Tensor, bias: Tensor | None, targets: Tensor, stats: Tensor, settings: Settings) -> None:
-    """One token chunk of one stream: logits (n, V), overwritten; stats (2, n): log-probability of targets, entropy."""
-    blocks = _blocks(logits.shape[0], logits.shape[1], logits.device)
-    scratch = logits.new_empty(blocks[0].stop, logits.shape[1])
-    for block in blocks:
-        rows = logits[block]
-        probs = scratch[: len(rows)]
-        _adjust_(rows, bias, settings)
-        _log_softmax_(rows, probs)
-        stats[0, block] = rows.gather(1, targets[block, None])[:, 0]
-        stats[1, block] = _entropy(rows, probs)
+def _logps_slopes(wanted: RowGradient, block: slice, ls: Tensor, probs: Tensor, labels: Tensor, out: Tensor) -> None:
+    """Derivatives with respect to log p, up to a multiple of p: 1 at the target, and -p log p for the entropy."""
+    if wanted.entropy is None:
+        out.zero_()
+    else:
+        torch.mul(probs, ls, out=out).mul_(-wanted.entropy[block, None])
+    if wanted.logps is not None:
+        out.scatter_add_(1, labels, wanted.logps[block, None])

@@ -5,6 +5,7 @@ Shape legend of the whole package `ops`: N tokens, H hidden size, V vocabulary, 
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -58,6 +59,17 @@ class DivergenceOutput:
     clipped_fraction: Float[Tensor, " N"]
     student_logps: Float[Tensor, " N"] | None = None
     teacher_logps: Float[Tensor, " N"] | None = None
+
+
+class RowGradient(NamedTuple):
+    """A gradient by the projection that a back end writes: `logps * d log p(target) + entropy * d entropy`.
+
+    logps, entropy: (n,) coefficients, None for zeros. out: (n, V), filled.
+    """
+
+    logps: Tensor | None
+    entropy: Tensor | None
+    out: Tensor
 
 
 # Rows of the (6, N) statistics that a back end fills, in the order of the fields above.
