@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# One thread a process: two processes with two threads each slow one another down several times over.
+# One thread per process: two processes with two threads each slow one another down several times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 TRL_MINORS := 1.15.0 1.16.0
+DEEPSPEED := deepspeed==0.19.8
 
-.PHONY: demo test check fast lint types test-trl test-wheel bench docs clean
+.PHONY: demo test check fast lint types test-trl test-triton test-deepspeed test-wheel bench docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
@@ -36,6 +37,13 @@ test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supp
 	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py; \
 	done
 
+test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_ops_triton.py tests/test_ops_backends.py tests/test_ops_autograd.py
+
+# DeepSpeed looks for ninja on the path. One launch at a time: each has two processes, and a time limit.
+test-deepspeed: $(VENV)/.deepspeed  ## ZeRO-2 and ZeRO-3, which `make test` skips where DeepSpeed is missing
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "ZeRO or zero" tests/test_sharded.py
+
 test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imports from there
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel .
@@ -47,7 +55,7 @@ test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imp
 bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev  ## The documentation: open site/index.html
 	$(BIN)/mkdocs build --strict
 
 clean:
@@ -65,4 +73,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+# The second line compiles DeepSpeed's communication for CPUs, once: inside a test it would use up the test's time limit.
+$(VENV)/.deepspeed: $(VENV)/.dev
+	$(PIP) --no-build-isolation $(DEEPSPEED)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
 	touch $@

@@ -217,10 +217,13 @@ def watch_signals(trainer: Any) -> list[Any]:
 
 def in_order(scores: Any, order: torch.Tensor) -> Any:
     """`TokenScores` with its rows in another order."""
-    tensors = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
-    return dataclasses.replace(
-        scores, **{name: value[order] for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-    )
+    values = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+    tensors = {name: value[order] for name, value in values.items() if isinstance(value, torch.Tensor)}
+    views = {
+        name: dataclasses.replace(view, logps=view.logps[order], entropy=view.entropy[order], mask=view.mask[order])
+        for name, view in scores.views.items()
+    }
+    return dataclasses.replace(scores, **tensors, views=views)
 
 
 def compute_loss(trainer: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
