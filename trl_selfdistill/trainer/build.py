@@ -110,7 +110,9 @@ def make_teacher(args: SelfDistillConfig, policy: nn.Module, accelerator: Accele
         dtype = torch.float32 if args.teacher_ema_dtype == "float32" else torch.bfloat16
         return EMATeacher(policy, rate=args.teacher_update_rate, sync_steps=args.teacher_sync_steps, dtype=dtype)
     if isinstance(policy, PeftModel):
-        return base_adapter_teacher(policy, preloaded=preloaded)
+        # ZeRO-3 has partitioned the weights by now; under FSDP, processes other than the first may have none yet.
+        can_run = sharding not in ("ZeRO-3", "FSDP1", "FSDP2")
+        return base_adapter_teacher(policy, preloaded=preloaded, can_run=can_run)
     if sharding is not None:
         raise ValueError(
             f"teacher_model_kind='base' without PEFT keeps a second copy of the model, which {sharding} would not "
