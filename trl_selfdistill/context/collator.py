@@ -153,7 +153,8 @@ class PrivilegedContextCollator:
             ids = self._user_prompt(prompt, tools, markers, literal)
         else:
             block = self._system_block(prompt, markers, literal)
-            ids = prepend(self.tokenizer, block, own_ids or self._student_ids(prompt, tools))
+            own_ids = own_ids or self._student_ids(prompt, tools)
+            ids = prepend(self.tokenizer, block, own_ids, is_plain=isinstance(prompt, str))
         return ids, len(context), len(literal[markers["{context}"]]) < len(context)
 
     def _encode_literally(self, name: str, text: Any) -> list[int]:
@@ -166,7 +167,7 @@ class PrivilegedContextCollator:
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
         if isinstance(prompt, str):
-            return encode_plain(self.tokenizer, prompt)
+            return self.tokenizer(prompt)["input_ids"]
         return encode(self.tokenizer, self._render(prompt, tools, add_generation_prompt=True))
 
     def _user_prompt(
@@ -174,8 +175,7 @@ class PrivilegedContextCollator:
     ) -> list[int]:
         """The prompt with the template in its last user turn."""
         if isinstance(prompt, str):
-            text = fill_template(self._template, prompt, markers)
-            return [*encode_plain(self.tokenizer, ""), *encode_pieces(self.tokenizer, text, literal)]
+            return encode_plain(self.tokenizer, fill_template(self._template, prompt, markers), literal)
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(
