@@ -1,4 +1,4 @@
-"""The `base` teacher of adapters that change the policy from the start: what it scores with is the start all the same."""
+"""The `base` teacher of adapters that change the policy at once scores with that start all the same."""
 
 import copy
 

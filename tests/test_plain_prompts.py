@@ -56,5 +56,5 @@ def test_a_tokenizer_that_cannot_be_framed_is_refused():
         def __call__(self, text, add_special_tokens=True):
             return {"input_ids": [1, 2] if add_special_tokens else [3]}
 
-    with pytest.raises(ValueError, match="Shouting.*conversational"):
+    with pytest.raises(ValueError, match=r"Shouting.*conversational"):
         plain_frame(Shouting())

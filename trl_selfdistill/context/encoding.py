@@ -26,8 +26,8 @@ def plain_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
         if whole[start : start + len(inner)] == inner:
             return whole[:start], whole[start + len(inner) :]
     raise ValueError(
-        f"{type(tokenizer).__name__} encodes a text differently with and without special tokens: {whole} and {inner}. A "
-        "context cannot be placed in plain text. Give conversational prompts."
+        f"{type(tokenizer).__name__} encodes a text differently with and without special tokens: {whole} and {inner}. "
+        "A context cannot be placed in plain text. Give conversational prompts."
     )
 
 
@@ -37,11 +37,16 @@ def encode_plain(tokenizer: Any, text: str, literal: dict[str, list[int]]) -> li
     return [*front, *encode_pieces(tokenizer, text, literal), *end]
 
 
-def encode_literally(tokenizer: Any, text: str) -> list[int]:
+def encode_literally(tokenizer: Any, text: Any, *, name: str) -> list[int]:
     """Ids of `text` in which chat markers are nothing but characters.
 
-    Raises `ValueError` for a tokenizer that cannot do that.
+    Raises `ValueError` for what is not text, naming it, and for a tokenizer that cannot do that.
     """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
+            "function that makes it."
+        )
     if not text:
         return []
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
