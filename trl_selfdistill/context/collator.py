@@ -5,7 +5,7 @@ these prompts later and are never decoded and encoded again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from trl_selfdistill.context.templates import (
     text_of,
     unused_markers,
 )
+from trl_selfdistill.context.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class PrivilegedContextCollator:
         teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
         chat_template: a chat template in place of the tokenizer's.
         content_blocks: whether that template takes lists of content blocks only, as those of vision-language models do.
+        max_prompt_tokens: longest teacher prompt in tokens, `None` for no limit. The context of a longer one is cut
+            further, and a warning says so once.
 
     Raises `ValueError` for a bad template, placement or limit.
     """
@@ -66,6 +69,8 @@ class PrivilegedContextCollator:
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
     content_blocks: bool = False
+    max_prompt_tokens: int | None = None
+    _window: Window = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.context_placement not in ("user", "system"):
@@ -73,6 +78,7 @@ class PrivilegedContextCollator:
         if self.max_context_tokens is not None and self.max_context_tokens < 1:
             raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
         check_template(self._template, self.context_placement)
+        object.__setattr__(self, "_window", Window(self.max_prompt_tokens))
 
     @property
     def _template(self) -> str:
@@ -144,29 +150,25 @@ class PrivilegedContextCollator:
             keeps_ids = self.context_placement == "system" or isinstance(prompt, str)
             return (own_ids if own_ids and keeps_ids else self._student_ids(prompt, tools)), 0, False
         texts = {"{context}": given.text, "{feedback}": feedback}
-        literal = {name: self._encode_literally(name, text) for name, text in texts.items() if name in self._template}
-        context = literal["{context}"]
-        literal["{context}"] = cut_middle(self.tokenizer, context, self.max_context_tokens)
         markers = unused_markers(self._template, self._template + str(prompt))
-        literal = {markers[name]: ids for name, ids in literal.items()}
-        if self.context_placement == "user":
-            ids = self._user_prompt(prompt, tools, markers, literal)
-        else:
-            block = self._system_block(prompt, markers, literal)
-            ids = prepend(self.tokenizer, block, own_ids or self._student_ids(prompt, tools))
-        return ids, len(context), len(literal[markers["{context}"]]) < len(context)
+        literal = {markers[name]: encode_literally(self.tokenizer, texts[name], name=name) for name in markers}
+        context = literal[markers["{context}"]]
 
-    def _encode_literally(self, name: str, text: Any) -> list[int]:
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
-                "function that makes it."
-            )
-        return encode_literally(self.tokenizer, text)
+        def build(shown: list[int]) -> list[int]:
+            pieces = {**literal, markers["{context}"]: shown}
+            if self.context_placement == "user":
+                return self._user_prompt(prompt, tools, markers, pieces)
+            block = self._system_block(prompt, markers, pieces)
+            own = own_ids or self._student_ids(prompt, tools)
+            return prepend(self.tokenizer, block, own, is_plain=isinstance(prompt, str))
+
+        shown = cut_middle(self.tokenizer, context, self.max_context_tokens)
+        ids, shown = self._window.fit(self.tokenizer, shown, build)
+        return ids, len(context), len(shown) < len(context)
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
         if isinstance(prompt, str):
-            return encode_plain(self.tokenizer, prompt)
+            return self.tokenizer(prompt)["input_ids"]
         return encode(self.tokenizer, self._render(prompt, tools, add_generation_prompt=True))
 
     def _user_prompt(
@@ -174,8 +176,7 @@ class PrivilegedContextCollator:
     ) -> list[int]:
         """The prompt with the template in its last user turn."""
         if isinstance(prompt, str):
-            text = fill_template(self._template, prompt, markers)
-            return [*encode_plain(self.tokenizer, ""), *encode_pieces(self.tokenizer, text, literal)]
+            return encode_plain(self.tokenizer, fill_template(self._template, prompt, markers), literal)
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(

@@ -16,16 +16,37 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def encode_plain(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a plain-text prompt, after what the tokenizer itself puts first (mostly a beginning-of-text token)."""
-    return [*tokenizer("")["input_ids"], *encode(tokenizer, text)]
+def plain_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer itself puts around a plain text: before it (a beginning-of-text token) and after it (an end).
+
+    Raises `ValueError` where a text's own ids do not occur in what the tokenizer makes of it.
+    """
+    whole, inner = tokenizer("a")["input_ids"], encode(tokenizer, "a")
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    raise ValueError(
+        f"{type(tokenizer).__name__} encodes a text differently with and without special tokens: {whole} and {inner}. "
+        "A context cannot be placed in plain text. Give conversational prompts."
+    )
 
 
-def encode_literally(tokenizer: Any, text: str) -> list[int]:
+def encode_plain(tokenizer: Any, text: str, literal: dict[str, list[int]]) -> list[int]:
+    """Ids of a plain-text prompt, with the given ids in place of each marker, in what the tokenizer puts around it."""
+    front, end = plain_frame(tokenizer)
+    return [*front, *encode_pieces(tokenizer, text, literal), *end]
+
+
+def encode_literally(tokenizer: Any, text: Any, *, name: str) -> list[int]:
     """Ids of `text` in which chat markers are nothing but characters.
 
-    Raises `ValueError` for a tokenizer that cannot do that.
+    Raises `ValueError` for what is not text, naming it, and for a tokenizer that cannot do that.
     """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
+            "function that makes it."
+        )
     if not text:
         return []
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -99,11 +120,16 @@ def chat_markers(tokenizer: Any, text: str) -> list[str]:
     return [special[i] for i in ids if i in special]
 
 
-def prepend(tokenizer: Any, block: list[int], ids: list[int]) -> list[int]:
+def prepend(tokenizer: Any, block: list[int], ids: list[int], *, is_plain: bool) -> list[int]:
     """`block` before `ids`; a beginning-of-text token stays first and stands once.
 
-    One that comes more than once is no such token: ChatML models name their turn marker `bos_token`.
+    In plain text that is whatever the tokenizer puts in front. In a conversation, one that comes more than once is no
+    such token: ChatML models name their turn marker `bos_token`.
     """
+    if is_plain:
+        front, _ = plain_frame(tokenizer)
+        size = len(front) if ids[: len(front)] == front else 0
+        return [*ids[:size], *block, *ids[size:]]
     bos = tokenizer.bos_token_id
     if bos is None or ids[:1] != [bos] or ids.count(bos) > 1:
         return [*block, *ids]

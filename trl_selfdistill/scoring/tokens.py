@@ -1,6 +1,7 @@
 """Log-probabilities of sampled tokens from hidden states, in float32, whatever the model is wrapped in."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +18,15 @@ class TokenScorer:
     """Stands in for the model in TRL's log-probability method, which cuts the batch (and its images) into forwards.
 
     TRL's own head rounds logits to the model's precision; in bfloat16 the error of a log-probability is as large as the
-    log-ratios themselves. `linear_logps` keeps float32 logits.
+    log-ratios themselves. `linear_logps` keeps float32 logits. With `fp32_head` (`cast_lm_head_to_fp32`) its operands
+    are float32 too, autocast or not.
     """
 
-    def __init__(self, wrapper: nn.Module, inner: nn.Module, temperature: float) -> None:
+    def __init__(self, wrapper: nn.Module, inner: nn.Module, temperature: float, *, fp32_head: bool = False) -> None:
         self._wrapper = wrapper
         self._inner = inner
         self._temperature = temperature
+        self._fp32_head = fp32_head
 
     def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
         """`log_probs` and `entropy` (nats), (B, L - 1), for labels of shape (B, L) that are -100 where not scored."""
@@ -36,9 +39,9 @@ class TokenScorer:
         hidden = model.base_model(**{**inputs, "use_cache": False, **position_ids}).last_hidden_state[:, :-1]
         targets = labels[:, 1:].to(hidden.device)
         mask = targets != -100
-        with output_head(model) as head:
+        with output_head(model) as head, head_precision(hidden.device, fp32=self._fp32_head):
             logps, entropies = linear_logps(
-                hidden[mask],
+                hidden[mask].float() if self._fp32_head else hidden[mask],
                 head.weight,
                 targets[mask],
                 bias=head.bias,
@@ -50,6 +53,11 @@ class TokenScorer:
         return SimpleNamespace(
             log_probs=zeros.masked_scatter(mask, logps), entropy=zeros.masked_scatter(mask, entropies)
         )
+
+
+def head_precision(device: torch.device, *, fp32: bool) -> AbstractContextManager[Any]:
+    """Around an op on the LM head: no autocast, which would round its operands, where they are to be float32."""
+    return torch.autocast(device.type, enabled=False) if fp32 else nullcontext()
 
 
 def positions(model: Any, attention_mask: Tensor, width: int) -> dict[str, Tensor]:

@@ -124,9 +124,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         prompts = [row["prompt"] for dataset in datasets if (row := self._gold.add(dataset)) and "prompt" in row]
         # A processor's chat template need not be its tokenizer's.
         chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
-        self.collator = make_collator(
-            args, self._tokenizer, self.templates, chat_template, prompts, is_vlm=self._is_vlm, tools=self.tools
-        )
+        about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": self.model.config}
+        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, prompts, **about)
         self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
         names = self.reward_func_names
         self._correctness = make_correctness(args.correctness_reward, args.correctness_threshold, names)

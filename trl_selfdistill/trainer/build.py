@@ -31,6 +31,7 @@ def make_collator(
     *,
     is_vlm: bool,
     tools: Any,
+    model_config: Any,
 ) -> PrivilegedContextCollator:
     """The collator that a configuration asks for, tried on `prompts`: what it cannot place is refused before training.
 
@@ -42,6 +43,7 @@ def make_collator(
         prompts: the first one of each dataset.
         is_vlm: whether the policy reads images.
         tools: the tool schemas of the run.
+        model_config: the policy's configuration, which tells its window.
 
     Raises `ValueError` where the context cannot be placed.
     """
@@ -59,6 +61,7 @@ def make_collator(
             template = templates["system"] + "\n\n{prompt}"
     own_kwargs = args.teacher_chat_template_kwargs
     template_kwargs: Any = args.chat_template_kwargs if own_kwargs is None else own_kwargs
+    window = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     collator = PrivilegedContextCollator(
         tokenizer,
         teacher_template=template if args.teacher_template is None else args.teacher_template,
@@ -67,6 +70,7 @@ def make_collator(
         teacher_chat_template_kwargs=template_kwargs,
         chat_template=chat_template,
         content_blocks=is_vlm,
+        max_prompt_tokens=None if window is None else window - args.max_completion_length,
     )
     # The tokens of a prompt with images come from the processor. They stay as they are.
     own_ids = [[tokenizer.eos_token_id]] if is_vlm else None
@@ -110,7 +114,9 @@ def make_teacher(args: SelfDistillConfig, policy: nn.Module, accelerator: Accele
         dtype = torch.float32 if args.teacher_ema_dtype == "float32" else torch.bfloat16
         return EMATeacher(policy, rate=args.teacher_update_rate, sync_steps=args.teacher_sync_steps, dtype=dtype)
     if isinstance(policy, PeftModel):
-        return base_adapter_teacher(policy, preloaded=preloaded)
+        # ZeRO-3 has partitioned the weights by now; under FSDP, processes other than the first may have none yet.
+        can_run = sharding not in ("ZeRO-3", "FSDP1", "FSDP2")
+        return base_adapter_teacher(policy, preloaded=preloaded, can_run=can_run)
     if sharding is not None:
         raise ValueError(
             f"teacher_model_kind='base' without PEFT keeps a second copy of the model, which {sharding} would not "

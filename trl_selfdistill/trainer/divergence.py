@@ -14,7 +14,7 @@ from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, linea
 from trl_selfdistill.record.signal_log import Part
 from trl_selfdistill.scoring.forward import causal_lm, inside_forward
 from trl_selfdistill.scoring.media import media_of
-from trl_selfdistill.scoring.tokens import positions, written
+from trl_selfdistill.scoring.tokens import head_precision, positions, written
 from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.rollouts import Lesson
@@ -51,8 +51,7 @@ class DivergenceTrainer(SelfDistillTrainer):
         self.signals.begin(lesson)
         device = batch["advantages"].device
         (view,) = lesson.views.values()
-        nan = float("nan")
-        rates = [nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
+        rates = [torch.nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
         batch["teacher_prompt_ids"] = view.prompts["teacher_prompt_ids"]
         batch["teacher_prompt_mask"] = view.prompts["teacher_prompt_mask"]
         batch["has_context"] = view.prompts["has_context"]
@@ -115,7 +114,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         mask = taught(batch)
         student_model = causal_lm(self.accelerator.unwrap_model(self.model))
         student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
-        with output_head(student_model) as head:
+        precision = head_precision(mask.device, fp32=self.args.cast_lm_head_to_fp32)
+        with output_head(student_model) as head, self.accelerator.autocast(), precision:
             weights = self._weights(student_hidden, teacher_hidden, head, teacher_head, batch)
             return linear_divergence(
                 student_hidden,
@@ -165,7 +165,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         with self.accelerator.autocast():
             inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **media}
             out = model.base_model(**inputs, **positions(model, attention_mask, width=ids.size(1)))
-        return out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
+        hidden = out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
+        return hidden.float() if self.args.cast_lm_head_to_fp32 else hidden
 
     def _normaliser(self, batch: dict[str, Any]) -> Tensor:
         """Taught tokens of one optimiser step and one process; gradients are averaged over processes later."""

@@ -25,9 +25,11 @@ def completion_logps(
     if not rows:
         return logps, entropies
     args, training = trainer.args, trainer.model.training
+    fp32_head = args.cast_lm_head_to_fp32
     with weights.weights(trainer.model) as model, scoring_mode(model):
+        inner = causal_lm(trainer.accelerator.unwrap_model(model))
         out = trainer._get_per_token_logps_and_entropies(
-            model=TokenScorer(model, causal_lm(trainer.accelerator.unwrap_model(model)), trainer.temperature),
+            model=TokenScorer(model, inner, trainer.temperature, fp32_head=fp32_head),
             input_ids=torch.cat([prompt_ids[rows], completion_ids[rows]], dim=1),
             attention_mask=torch.cat([prompt_mask[rows], completion_mask[rows]], dim=1),
             logits_to_keep=completion_ids.size(1),
