@@ -132,7 +132,7 @@ def test_only_the_trainer_touches_private_names_of_trl(path):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_stay_short(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= (320 if name_of(path) == "trainer/base.py" else 200), len(lines)
+    assert len(lines) <= (300 if name_of(path) == "trainer/base.py" else 200), len(lines)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body  # TRL's 15 parameters are no complexity

@@ -30,3 +30,7 @@ __all__ = [
     "linear_divergence",
     "linear_logps",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
