@@ -213,6 +213,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             seed=self._batch_seed(),
             first=self.accelerator.process_index * len(inputs),
             step=self.state.global_step,
+            keeps_thinking=self.args.context_thinking == "keep",
         )
         own_texts = [completion_text(completion, tool_results=False) for completion in completions]
         self._rewarded = (prompts, own_texts, make_rollouts(batch, setting))
