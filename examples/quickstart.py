@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from progress import ProgressLines, plot_curves
+from progress import plot_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from transformers.utils import logging
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill.record.progress import ProgressLines
 
 
 @dataclass

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import load_dataset
+from transformers import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config, rewards
 
 from trl_selfdistill import SelfDistillConfig
+from trl_selfdistill.record.progress import ProgressLines
 
 
 @dataclass
@@ -48,7 +50,10 @@ def run(trainer_class: Any, config_class: type[SelfDistillConfig]) -> None:
         eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=[ProgressLines()],
     )
+    for printer in (PrinterCallback, ProgressCallback):  # ProgressLines takes their place
+        trainer.remove_callback(printer)
     resume: Any = training_args.resume_from_checkpoint  # a folder; "true" for the newest in output_dir
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     trainer.save_model(training_args.output_dir)

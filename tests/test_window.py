@@ -30,25 +30,32 @@ def test_the_context_alone_is_cut_by_the_excess(prompt, placement):
     whole = text_of(collate("#"))
     room = len(collate("#")["teacher_prompt_ids"][0]) - 1
     for tokens in (1, 9, 30):
-        out = collate("x" * 50, max_prompt_tokens=room + tokens)
+        out = collate("x" * 50, window=room + tokens)
         assert len(out["teacher_prompt_ids"][0]) == room + tokens
         kept = text_of(out).removeprefix(whole.split("#")[0]).removesuffix(whole.split("#")[1])
         assert len(kept) == tokens and set(kept) <= set("x\n[...]")
         assert out["context_truncated"].item()
         assert out["context_tokens"].item() == 50
-    fits = collate("x" * 50, max_prompt_tokens=room + 50)
+    fits = collate("x" * 50, window=room + 50)
     assert not fits["context_truncated"].item()
-    both = collate("x" * 50, max_context_tokens=20, max_prompt_tokens=room + 30)
+    both = collate("x" * 50, max_context_tokens=20, window=room + 30)
     assert len(both["teacher_prompt_ids"][0]) == room + 20
-    with pytest.raises(ValueError, match=rf"room for {room}.*max_position_embeddings.*max_completion_length"):
-        collate("x" * 50, max_prompt_tokens=room)
+    none_left = collate("x" * 50, window=room - 5)  # too long for the student as well
+    assert len(none_left["teacher_prompt_ids"][0]) == room + 1
+
+
+def test_each_completion_takes_its_own_room():
+    with pytest.warns(UserWarning, match="A teacher prompt of 67 tokens and a completion of 30"):
+        collate = PrivilegedContextCollator(TOKENIZER, "<{context}> the question: {prompt}", window=87)
+        out = collate([""] * 2, ["x" * 50] * 2, completion_tokens=[20, 30])
+    assert out["teacher_prompt_mask"].sum(dim=1).tolist() == [67, 57]
 
 
 def test_the_cut_is_said_once_per_collator():
     with pytest.warns(
-        UserWarning, match=r"prompt of 67 tokens .* the 20 that .* context of 50 tokens is cut by 47"
+        UserWarning, match=r"prompt of 67 tokens .* window of 20 .* context of 50 tokens is cut by 47"
     ) as w:
-        collate = PrivilegedContextCollator(TOKENIZER, "<{context}> the question: {prompt}", max_prompt_tokens=20)
+        collate = PrivilegedContextCollator(TOKENIZER, "<{context}> the question: {prompt}", window=20)
         collate([""] * 2, ["x" * 50] * 2)
         collate([""], ["x" * 60])
     assert len(w) == 1
@@ -60,26 +67,21 @@ def test_a_trainer_cuts_what_its_model_cannot_hold(model, tokenizer, tmp_path):
     rows = [{**row, "solution": "9" * 200} for row in sums().select(range(8)).to_list()]
     config = RLRTConfig(**distill_settings(tmp_path, context="gold", max_steps=2))
     trainer = build(RLRTTrainer, config, model, tokenizer, train_dataset=type(sums()).from_list(rows))
-    assert trainer.collator.max_prompt_tokens == 60
+    assert trainer.collator.window == 64
     seen = watch_signals(trainer)
     with pytest.warns(UserWarning, match="A teacher prompt of .* max_completion_length") as caught:
         trainer.train()
     assert sum("A teacher prompt of" in str(w.message) for w in caught) == 1
-    assert seen and all(batch.teacher["teacher_prompt_ids"].size(1) == 60 for batch in seen)
+    for batch in seen:
+        lengths = batch.teacher["teacher_prompt_mask"].sum(dim=1) + batch.completion_mask.sum(dim=1)
+        assert (lengths == 64).all()
     assert trainer.state.log_history[0]["self_distill/context_truncated"] == 1.0
-
-
-def test_a_window_that_completions_fill_is_refused_at_construction(model, tokenizer, tmp_path):
-    model.config.max_position_embeddings = 64
-    config = RLRTConfig(**distill_settings(tmp_path, context="gold", max_completion_length=64))
-    with pytest.raises(ValueError, match="max_completion_length"):
-        build(RLRTTrainer, config, model, tokenizer)
 
 
 def test_a_model_without_a_window_has_no_limit(model, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
-    assert build(RLRTTrainer, config, model, tokenizer).collator.max_prompt_tokens == 512 - 4
+    assert build(RLRTTrainer, config, model, tokenizer).collator.window == 512
     del model.config.max_position_embeddings
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="A teacher prompt")
-        assert build(RLRTTrainer, config, model, tokenizer).collator.max_prompt_tokens is None
+        assert build(RLRTTrainer, config, model, tokenizer).collator.window is None

@@ -48,6 +48,8 @@ class SelfDistillConfig(GRPOConfig):
             prompts, tools and images.
         max_context_tokens (`int`, *optional*):
             Longest context in tokens; longer ones are cut in their middle, and counted. `None`: no limit.
+        context_thinking (`str`, *optional*, defaults to `"keep"`):
+            `"remove"` leaves the `<think>` part of another rollout out of what the teacher sees.
         teacher_chat_template_kwargs (`dict`, *optional*):
             Chat-template arguments of the teacher. `None`: the student's `chat_template_kwargs`.
 
@@ -107,6 +109,10 @@ class SelfDistillConfig(GRPOConfig):
     max_context_tokens: int | None = field(
         default=None,
         metadata={"help": "Longest context in tokens; longer ones are cut in their middle. None: no limit."},
+    )
+    context_thinking: str = field(
+        default="keep",
+        metadata={"help": "The thinking part of other rollouts that the teacher sees.", "choices": ["keep", "remove"]},
     )
     teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,

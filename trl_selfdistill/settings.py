@@ -40,6 +40,8 @@ def check_context(args: Any) -> None:
         check_template(args.teacher_template, args.context_placement)
     if args.max_context_tokens is not None and args.max_context_tokens < 1:
         raise ValueError(f"max_context_tokens={args.max_context_tokens} must be at least 1, or None for no limit.")
+    if args.context_thinking not in ("keep", "remove"):
+        raise ValueError(f"context_thinking={args.context_thinking!r} must be 'keep' or 'remove'.")
     resolve_context(args.context)
     if args.context in NEEDS_GROUP and args.num_generations == 1:
         raise ValueError(

@@ -56,8 +56,8 @@ class PrivilegedContextCollator:
         teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
         chat_template: a chat template in place of the tokenizer's.
         content_blocks: whether that template takes lists of content blocks only, as those of vision-language models do.
-        max_prompt_tokens: longest teacher prompt in tokens, `None` for no limit. The context of a longer one is cut
-            further, and a warning says so once.
+        window: tokens that a teacher prompt and its completion may have together, `None` for no limit. Where they have
+            more, the context is cut further, and a warning says so once.
 
     Raises `ValueError` for a bad template, placement or limit.
     """
@@ -69,7 +69,7 @@ class PrivilegedContextCollator:
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
     content_blocks: bool = False
-    max_prompt_tokens: int | None = None
+    window: int | None = None
     _window: Window = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class PrivilegedContextCollator:
         if self.max_context_tokens is not None and self.max_context_tokens < 1:
             raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
         check_template(self._template, self.context_placement)
-        object.__setattr__(self, "_window", Window(self.max_prompt_tokens))
+        object.__setattr__(self, "_window", Window(self.window))
 
     @property
     def _template(self) -> str:
@@ -93,6 +93,7 @@ class PrivilegedContextCollator:
         feedback: Sequence[str | None] | None = None,
         prompt_ids: Sequence[list[int]] | None = None,
         tools: Sequence[list[Any] | None] | None = None,
+        completion_tokens: Sequence[int] | None = None,
     ) -> BatchEncoding:
         """Teacher prompts for a batch of B rows, P tokens wide.
 
@@ -104,6 +105,7 @@ class PrivilegedContextCollator:
             feedback: how each rollout fared, for templates with `{feedback}`; encoded literally, never cut.
             prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
             tools: the tool schemas of each row.
+            completion_tokens: lengths of the completions, which share the window with the prompts.
 
         Returns a `BatchEncoding` (a dict that also has attributes and `.to(device)`) of
             teacher_prompt_ids: (B, P) int, padded on the left. Without a context, the student's own prompt.
@@ -122,6 +124,7 @@ class PrivilegedContextCollator:
                 None if feedback is None else feedback[i],
                 None if prompt_ids is None else prompt_ids[i],
                 None if tools is None else tools[i],
+                0 if completion_tokens is None else completion_tokens[i],
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -143,6 +146,7 @@ class PrivilegedContextCollator:
         feedback: str | None,
         own_ids: list[int] | None,
         tools: list[Any] | None,
+        completion_tokens: int,
     ) -> tuple[list[int], int, bool]:
         if given is None:
             return own_ids or self._student_ids(prompt, tools), 0, False
@@ -163,7 +167,7 @@ class PrivilegedContextCollator:
             return prepend(self.tokenizer, block, own, is_plain=isinstance(prompt, str))
 
         shown = cut_middle(self.tokenizer, context, self.max_context_tokens)
-        ids, shown = self._window.fit(self.tokenizer, shown, build)
+        ids, shown = self._window.fit(self.tokenizer, shown, build, completion_tokens)
         return ids, len(context), len(shown) < len(context)
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:

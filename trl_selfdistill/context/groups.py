@@ -10,6 +10,7 @@ class Outcome:
     """What is known of one rollout in every process."""
 
     text: str
+    """The completion, as the teacher of another rollout is shown it."""
     finished: bool
     passed: bool
     """Whether the correctness reward was reached, finished or not."""

@@ -1,10 +1,12 @@
 """One sampled completion and what is known of it. Plain Python: no torch, no tokenizer, no trainer."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
+_THINK_BLOCK = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Rollout:
     assessed: bool = True
     """Whether there is a correctness reward for this rollout: a reward function may answer `None` (or NaN)."""
     peers: tuple[str, ...] = ()
-    """The correct completions of the same group, never this rollout itself, in an order that the group shares."""
+    """The correct completions of the same group, never this rollout itself, in an order that the group shares. Here and
+    in the next two, without their thinking part where `context_thinking="remove"`."""
     wrong_peers: tuple[str, ...] = ()
     """The finished completions of the same group that were assessed as wrong, never this rollout itself."""
     finished_peers: tuple[str, ...] = ()
@@ -68,12 +71,25 @@ class Rollout:
     """Place of the rollout in the global batch."""
 
 
-def completion_text(completion: str | list[Message], *, tool_results: bool = True) -> str:
-    """A completion as text: itself, or the contents of its messages (all turns of a tool run), thinking included."""
+def completion_text(completion: str | list[Message], *, tool_results: bool = True, thinking: bool = True) -> str:
+    """A completion as text: itself, or the contents of its messages (all turns of a tool run).
+
+    `thinking=False` leaves the thinking part out: of a text see `without_thinking`; of messages the fields for it, too.
+    """
     if isinstance(completion, str):
-        return completion
+        return completion if thinking else without_thinking(completion)
     messages = [message for message in completion if tool_results or message.get("role") != "tool"]
-    return "\n".join(part for message in messages for part in _message_parts(message))
+    return "\n".join(part for message in messages for part in _message_parts(message, thinking=thinking))
+
+
+def without_thinking(text: str) -> str:
+    """`text` without its `<think>` blocks, and without white space at its ends where there was one.
+
+    A closing mark alone, as where the prompt opens the block, takes everything before it; an opening mark alone, as in
+    a text that was cut off, everything after it.
+    """
+    rest = _THINK_BLOCK.sub("", text).rpartition("</think>")[2].partition("<think>")[0]
+    return text if rest == text else rest.strip()
 
 
 def conversation_text(messages: list[Message]) -> str:
@@ -85,10 +101,12 @@ def conversation_text(messages: list[Message]) -> str:
     return "\n\n".join(f"{role}: {text}" for role, text in zip(roles, texts, strict=True))
 
 
-def _message_parts(message: Mapping[str, Any]) -> list[str]:
+def _message_parts(message: Mapping[str, Any], *, thinking: bool = True) -> list[str]:
     content = message.get("content") or ""
     if not isinstance(content, str):  # content blocks: [{"type": "text", "text": ...}, {"type": "image", ...}]
         content = "".join(block.get("text", "") for block in content)
     calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []]
-    thinking = message.get("reasoning_content") or message.get("thinking") or ""
-    return [part for part in (thinking, content, *calls) if part]
+    if not thinking:
+        return [part for part in (without_thinking(content), *calls) if part]
+    thought = message.get("reasoning_content") or message.get("thinking") or ""
+    return [part for part in (thought, content, *calls) if part]

@@ -8,42 +8,37 @@ from trl_selfdistill.context.encoding import cut_middle
 
 
 class Window:
-    """The longest teacher prompt, in tokens. Says so once when a context has to be cut for it."""
+    """The tokens that a model takes. Says so once when a context has to be cut for it."""
 
     def __init__(self, tokens: int | None) -> None:
         self._tokens = tokens
         self._warned = False
 
     def fit(
-        self, tokenizer: Any, context: list[int], build: Callable[[list[int]], list[int]]
+        self, tokenizer: Any, context: list[int], build: Callable[[list[int]], list[int]], completion_tokens: int
     ) -> tuple[list[int], list[int]]:
-        """(prompt, context) where `build(context)` fits, with as much of the context as there is room for.
+        """(prompt, context) where prompt and completion fit, with as much of the context as there is room for.
+
+        One token of the context always stays: a prompt that is too long without it is so for the student, too.
 
         Args:
             tokenizer: writes the ellipsis where the context is cut.
             context: ids of the context.
             build: the whole prompt with a context in it. Everything else has a fixed length.
-
-        Raises `ValueError` when not even one token of the context fits.
+            completion_tokens: length of the completion that will follow.
         """
         ids = build(context)
-        excess = 0 if self._tokens is None else len(ids) - self._tokens
-        if excess <= 0:
+        excess = 0 if self._tokens is None else len(ids) + completion_tokens - self._tokens
+        if excess <= 0 or len(context) <= 1:
             return ids, context
-        if excess >= len(context):
-            raise ValueError(
-                f"A teacher prompt has {len(ids) - len(context)} tokens without its context, and there is room for "
-                f"{self._tokens}: the model's window (max_position_embeddings) less max_completion_length. Lower "
-                "max_completion_length, take shorter prompts, or a model with a larger window."
-            )
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"A teacher prompt of {len(ids)} tokens is longer than the {self._tokens} that the model's window "
-                f"(max_position_embeddings) leaves beside max_completion_length: its context of {len(context)} tokens "
-                f"is cut by {excess}, and longer ones after it. self_distill/context_truncated counts them. Set "
+                f"A teacher prompt of {len(ids)} tokens and a completion of {completion_tokens} are more than the "
+                f"model's window of {self._tokens} (max_position_embeddings): the context of {len(context)} tokens is "
+                f"cut by {excess}, and longer ones after it. self_distill/context_truncated counts them. Set "
                 "max_context_tokens, or lower max_completion_length.",
                 stacklevel=2,
             )
-        kept = cut_middle(tokenizer, context, len(context) - excess)
+        kept = cut_middle(tokenizer, context, max(1, len(context) - excess))
         return build(kept), kept

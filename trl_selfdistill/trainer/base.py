@@ -27,6 +27,7 @@ from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import NEEDS_GOLD, ContextBuilder, as_context, resolve_context, verdict
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
 from trl_selfdistill.ops import output_head
+from trl_selfdistill.record.first_prompt import FirstPrompt
 from trl_selfdistill.record.metrics import MetricLog
 from trl_selfdistill.record.signal_log import Part, SignalLog
 from trl_selfdistill.record.token_log import TokenLog
@@ -134,6 +135,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         self.feedback: Callable[[Rollout], str | None] = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer)
+        self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
         self.add_callback(StopFinishedRun)
         if isinstance(self.teacher, EMATeacher):
@@ -190,6 +192,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         (prompts, own_texts, rollouts), self._rewarded = self._rewarded, None
         weights = self.row_weights(rollouts).to(batch["advantages"].device)
         lesson = Lesson(rollouts, self._views(batch, prompts, rollouts), weights)
+        self._first_prompt.show(lesson.views, training=self._mode == "train")
         self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, lesson.views))
         return self.apply_teacher(batch, lesson)
 
@@ -212,6 +215,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             seed=self._batch_seed(),
             first=self.accelerator.process_index * len(inputs),
             step=self.state.global_step,
+            keeps_thinking=self.args.context_thinking == "keep",
         )
         own_texts = [completion_text(completion, tool_results=False) for completion in completions]
         self._rewarded = (prompts, own_texts, make_rollouts(batch, setting))
@@ -243,7 +247,10 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         else:
             tools = [self._env_tools[name] for name in self._batch_environments]
         feedback = [self.feedback(rollout) for rollout in rollouts]
-        encoded = self.collator(prompts, contexts, feedback=feedback, prompt_ids=own_ids, tools=tools)
+        lengths = batch["completion_mask"].sum(dim=1).tolist()
+        encoded = self.collator(
+            prompts, contexts, feedback=feedback, prompt_ids=own_ids, tools=tools, completion_tokens=lengths
+        )
         return encoded.to(batch["prompt_ids"].device)
 
     def _set_signature_columns_if_needed(self) -> None:

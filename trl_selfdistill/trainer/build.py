@@ -70,7 +70,7 @@ def make_collator(
         teacher_chat_template_kwargs=template_kwargs,
         chat_template=chat_template,
         content_blocks=is_vlm,
-        max_prompt_tokens=None if window is None else window - args.max_completion_length,
+        window=window,
     )
     # The tokens of a prompt with images come from the processor. They stay as they are.
     own_ids = [[tokenizer.eos_token_id]] if is_vlm else None

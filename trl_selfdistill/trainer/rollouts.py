@@ -64,6 +64,8 @@ class Setting:
     first: int
     """Global index of this process's first rollout."""
     step: int
+    keeps_thinking: bool = True
+    """Whether the others of a group see the thinking part of a completion."""
 
 
 def is_finished(ids: list[int], end_ids: set[int], max_length: int) -> bool:
@@ -78,7 +80,8 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
     """The rollouts of this process, with what their whole groups know, which may straddle processes."""
     texts = [completion_text(completion) for completion in batch.completions]
     finished = [is_finished(ids, setting.end_ids, setting.max_length) for ids in batch.completion_ids]
-    local = list(zip(texts, finished, batch.golds, strict=True))
+    shown = [completion_text(completion, thinking=setting.keeps_thinking) for completion in batch.completions]
+    local = list(zip(shown, finished, batch.golds, strict=True))
     by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
     outcomes = []
     for (text, done, gold), rewards in zip(gather_object(local), by_name, strict=True):
@@ -94,7 +97,7 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
         rollouts.append(
             Rollout(
                 row=row,
-                completion=outcome.text,
+                completion=texts[i],
                 correct=outcome.correct,
                 gold=outcome.gold,
                 assessed=outcome.assessed,
