@@ -1003,7 +1003,7 @@ def test_environments(data, tool_user, tmp_path):
 
 def test_gold_without_a_dataset_is_refused(tool_user, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
-    with pytest.raises(ValueError, match=r"context='gold' needs a dataset column.*context='peer'"):
+    with pytest.raises(ValueError, match=r"context='gold' shows the teacher a gold solution.*context='peer'"):
         build(
             RLRTTrainer, config, *tool_user, train_dataset=None, environment_factory=Riddle, reward_funcs=right_answers
         )

@@ -24,6 +24,7 @@ from trl_selfdistill.context.encoding import (
     render,
     render_system_block,
 )
+from trl_selfdistill.context.inputs import check_batch, check_text
 from trl_selfdistill.context.rollout import Context
 from trl_selfdistill.context.templates import (
     Prompt,
@@ -106,8 +107,9 @@ class PrivilegedContextCollator:
             context_tokens: (B,) int, the context's length before truncation.
             context_truncated: (B,) bool.
 
-        Raises `ValueError` when a context is not text, or cannot be placed.
+        Raises `ValueError` when a context is not text or cannot be placed, and when the lists differ in length.
         """
+        check_batch(prompts, contexts=contexts, feedback=feedback, prompt_ids=prompt_ids, tools=tools)
         given = [as_context(context, maker="{context}") for context in contexts]
         rows = [
             self._row(
@@ -157,11 +159,7 @@ class PrivilegedContextCollator:
         return ids, len(context), len(literal[markers["{context}"]]) < len(context)
 
     def _encode_literally(self, name: str, text: Any) -> list[int]:
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
-                "function that makes it."
-            )
+        check_text(name, text)
         return encode_literally(self.tokenizer, text)
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
