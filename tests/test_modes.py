@@ -299,8 +299,8 @@ def test_every_micro_batch_keeps_rows_and_their_token_advantages_together(model,
     sizes = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
     config = RLRTConfig(**distill_settings(tmp_path, context="gold", num_iterations=2, max_steps=4) | sizes)
     trainer = build(RLRTTrainer, config, model, tokenizer)
-    used, loss = [], trainer._compute_loss
-    trainer._compute_loss = lambda model, inputs: used.append(inputs) or loss(model, inputs)
+    used, loss = [], trainer.policy_loss
+    trainer.policy_loss = lambda model, inputs: used.append(inputs) or loss(model, inputs)
     parts = train(trainer)  # the batch serves two steps, and its rows are logged as they come
     assert len({id(part.lesson) for part in parts}) == 1
     assert len(used) == 8
@@ -940,7 +940,7 @@ def test_a_rollout_cut_off_inside_a_tools_result_is_no_context(tool_user, tmp_pa
     trainer = build(RLRTTrainer, config, model, tokenizer, tools=[add], reward_funcs=always)
     scripted(trainer, [call("add"), "4<|end|>"], "")
     seen = watch_signals(trainer)
-    trainer._generate_and_score_completions([sums()[7]] * 4)
+    compute_loss(trainer, [sums()[7]] * 4)
     assert [rollout.correct for rollout in seen[0].rollouts] == [False, True, False, True]
     assert [rollout.peers for rollout in seen[0].rollouts] == [("4", "4"), ("4",), ("4", "4"), ("4",)]
 
@@ -1005,7 +1005,7 @@ def test_environments(data, tool_user, tmp_path):
 
 def test_gold_without_a_dataset_is_refused(tool_user, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
-    with pytest.raises(ValueError, match=r"context='gold' needs a dataset column.*context='peer'"):
+    with pytest.raises(ValueError, match=r"context='gold' shows the teacher a gold solution.*context='peer'"):
         build(
             RLRTTrainer, config, *tool_user, train_dataset=None, environment_factory=Riddle, reward_funcs=right_answers
         )

@@ -130,10 +130,11 @@ class OPSDTrainer(DivergenceTrainer):
     Example:
 
     ```python
+    dataset = load_dataset("siyanzhao/Openthoughts_math_30k_opsd", split="train")  # problem, solution
     trainer = OPSDTrainer(
         model="Qwen/Qwen3-1.7B",
         args=OPSDConfig(privileged_context_column="solution", learning_rate=5e-6, max_completion_length=1024),
-        train_dataset=load_dataset("siyanzhao/Openthoughts_math_30k_opsd", split="train"),
+        train_dataset=dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["problem"]}]}),
         peft_config=LoraConfig(r=64, lora_alpha=128, target_modules="all-linear"),
     )
     trainer.train()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trl_selfdistill.context.answers import final_answer, majority
+from trl_selfdistill.context.inputs import did_you_mean, takes_one
 from trl_selfdistill.context.rollout import Context, Rollout, conversation_text
 
 ContextBuilder = Callable[[Rollout], Context | str | list[dict[str, Any]] | None]
@@ -121,16 +122,20 @@ def resolve_context(name: str) -> ContextBuilder:
     return BUILTIN[name] if name in BUILTIN else resolve_function(name, field="context", names=sorted(BUILTIN))
 
 
-def resolve_function(name: str, *, field: str, names: list[str] | None = None) -> Callable[..., Any]:
-    """The function with the dotted path `name`. Raises `ValueError` naming the configuration's `field`.
+def resolve_function(
+    name: str, *, field: str, names: list[str] | None = None, argument: str = "the Rollout"
+) -> Callable[..., Any]:
+    """The function with the dotted path `name`, which takes one `argument`.
 
-    `names` are the values that the field takes besides, for the message.
+    Raises `ValueError` naming the configuration's `field`. `names` are the values that the field takes besides, for
+    the message.
     """
     module, _, attribute = name.rpartition(".")
     also = f"one of {names} or " if names else ""
     if not module:
         raise ValueError(
             f"{field}={name!r} is not {also}the dotted path of a function, such as 'my_module.my_function'."
+            f"{did_you_mean(name, names or [])}"
         )
     try:
         function: Any = getattr(importlib.import_module(module), attribute)
@@ -140,5 +145,5 @@ def resolve_function(name: str, *, field: str, names: list[str] | None = None) -
             "into a module that Python finds; a context may also be passed to the trainer as `context_builder`."
         ) from error
     if callable(function):
-        return function
-    raise ValueError(f"{field}={name!r} names a {type(function).__name__}, not a function of a Rollout.")
+        return takes_one(function, field=f"{field}={name!r}", argument=argument)
+    raise ValueError(f"{field}={name!r} names a {type(function).__name__}, not a function of {argument}.")

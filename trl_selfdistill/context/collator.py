@@ -24,6 +24,7 @@ from trl_selfdistill.context.encoding import (
     render,
     render_system_block,
 )
+from trl_selfdistill.context.inputs import check_batch
 from trl_selfdistill.context.rollout import Context
 from trl_selfdistill.context.templates import (
     Prompt,
@@ -56,8 +57,7 @@ class PrivilegedContextCollator:
         teacher_chat_template_kwargs: keyword arguments for the chat template, such as `{"enable_thinking": True}`.
         chat_template: a chat template in place of the tokenizer's.
         content_blocks: whether that template takes lists of content blocks only, as those of vision-language models do.
-        window: tokens that a teacher prompt and its completion may have together, `None` for no limit. Where they have
-            more, the context is cut further, and a warning says so once.
+        window: tokens that prompt and completion may have together, `None` for no limit. The context is cut for it.
 
     Raises `ValueError` for a bad template, placement or limit.
     """
@@ -99,9 +99,8 @@ class PrivilegedContextCollator:
 
         Args:
             prompts: plain texts or conversations, as the student got them.
-            contexts: privileged text of each row (blank is none), `None` for a row without a teacher. A `Context` whose
-                text is `None` makes a teacher without privileged text: the prompt alone, with the teacher's own
-                chat-template arguments.
+            contexts: privileged text of each row; blank or `None` for a row without a teacher. A `Context` whose text is
+                `None` makes a teacher without privileged text, with its own chat-template arguments.
             feedback: how each rollout fared, for templates with `{feedback}`; encoded literally, never cut.
             prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
             tools: the tool schemas of each row.
@@ -114,8 +113,9 @@ class PrivilegedContextCollator:
             context_tokens: (B,) int, the context's length before truncation.
             context_truncated: (B,) bool.
 
-        Raises `ValueError` when a context is not text, or cannot be placed.
+        Raises `ValueError` when a context is not text or cannot be placed, and when the lists differ in length.
         """
+        check_batch(prompts, contexts=contexts, feedback=feedback, prompt_ids=prompt_ids, tools=tools)
         given = [as_context(context, maker="{context}") for context in contexts]
         rows = [
             self._row(

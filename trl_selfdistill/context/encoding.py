@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from trl_selfdistill.context.inputs import check_text
+
 ELLIPSIS = "\n[...]\n"
 
 
@@ -42,11 +44,7 @@ def encode_literally(tokenizer: Any, text: Any, *, name: str) -> list[int]:
 
     Raises `ValueError` for what is not text, naming it, and for a tokenizer that cannot do that.
     """
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{name} must be a string or None, got {type(text).__name__}. Convert it in the dataset, or in the "
-            "function that makes it."
-        )
+    check_text(name, text)
     if not text:
         return []
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

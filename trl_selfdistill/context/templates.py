@@ -1,5 +1,6 @@
 """The text around a privileged context. Plain Python."""
 
+import difflib
 import re
 from typing import Any
 
@@ -14,6 +15,15 @@ SYSTEM_TEMPLATE = (
     "With this in mind, solve the problem from the beginning, in your own words."
 )
 _PLACEHOLDER = re.compile(r"(\{prompt\}|\{context\}|\{feedback\})")
+_WORD = re.compile(r"\{([A-Za-z_]\w*)\}")
+_LATEX = re.compile(r"(?:\\[A-Za-z]+\[[^\[\]]*\]|[\w^])(?:\{[^{}]*\})+")  # \sqrt[3]{x}, \frac{a}{b}, x^{n}
+_OTHER_NAMES = {
+    "answer": "context",
+    "solution": "context",
+    "hint": "context",
+    "question": "prompt",
+    "problem": "prompt",
+}
 
 
 def default_template(placement: str) -> str:
@@ -22,7 +32,8 @@ def default_template(placement: str) -> str:
 
 
 def check_template(template: str, placement: str) -> None:
-    """Raise `ValueError` unless `template` has what `placement` needs."""
+    """Raise `ValueError` unless `template` has what `placement` needs, and no placeholder that nobody fills."""
+    check_placeholders(template)
     if template.count("{context}") != 1:
         raise ValueError(
             f"teacher_template must contain '{{context}}' exactly once (the privileged text goes there): {template!r}."
@@ -34,6 +45,25 @@ def check_template(template: str, placement: str) -> None:
         raise ValueError(
             "teacher_template contains '{prompt}', but context_placement='system' leaves the prompt as it is and only "
             "puts a block before it. Remove '{prompt}', or use context_placement='user'."
+        )
+
+
+def check_placeholders(template: str) -> None:
+    r"""Raise `ValueError` for a `{word}` that is no placeholder, with the nearest one that is.
+
+    Braces right after a letter, a digit, `_` or `^` belong to LaTeX, as in `\boxed{answer}`.
+    """
+    rest, before = _PLACEHOLDER.sub(" ", template), None
+    while rest != before:  # inner braces first
+        rest, before = _LATEX.sub("x", rest), rest
+    for word in _WORD.findall(rest):
+        near = difflib.get_close_matches(word.lower(), ["prompt", "context", "feedback"], n=1)
+        right = near[0] if near else _OTHER_NAMES.get(word.lower())
+        hint = f" Did you mean '{{{right}}}'?" if right else ""
+        raise ValueError(
+            f"teacher_template contains '{{{word}}}', which nothing fills.{hint} The placeholders are '{{context}}' "
+            "(the privileged text), '{prompt}' and '{feedback}'. Braces that are meant as text need a space inside: "
+            f"'{{ {word} }}'."
         )
 
 

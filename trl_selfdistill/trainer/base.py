@@ -24,7 +24,8 @@ from transformers import (
 from trl import GRPOConfig
 
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.context.builders import NEEDS_GOLD, ContextBuilder, as_context, resolve_context, verdict
+from trl_selfdistill.context.builders import ContextBuilder, as_context, resolve_context, verdict
+from trl_selfdistill.context.inputs import ask, takes_one
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.record.first_prompt import FirstPrompt
@@ -36,7 +37,7 @@ from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
 from trl_selfdistill.trainer.build import make_collator, make_row_weight, make_teacher
 from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
-from trl_selfdistill.trainer.datachecks import GoldColumns, datasets_in
+from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
 from trl_selfdistill.trainer.resume import ResumableTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
@@ -91,6 +92,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         context_builder: ContextBuilder | None = None,
     ) -> None:
         args = self.config_class.for_trainer(args, model, self._name)
+        self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
         self._assesses = reward_funcs is given
         self._told: list[Any] = []
@@ -112,17 +114,15 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             environment_factory=environment_factory,
         )
         self.check_policy()
-        self._build(args, datasets_in(self.train_dataset, eval_dataset), context_builder, preloaded=preloaded)
+        self._build(args, first_prompts(self.train_dataset, eval_dataset), context_builder, preloaded=preloaded)
         self.set_up()
+        takes_one(self.feedback, field="feedback")
 
     def _build(
-        self, args: SelfDistillConfig, datasets: list[Any], context_builder: ContextBuilder | None, *, preloaded: bool
+        self, args: SelfDistillConfig, prompts: list[Any], context_builder: ContextBuilder | None, *, preloaded: bool
     ) -> None:
         self._context_source = f"context={args.context!r}" if context_builder is None else "context_builder"
         self.context_builder = context_builder or resolve_context(args.context)
-        uses_gold = context_builder is None and args.context in NEEDS_GOLD
-        self._gold = GoldColumns(args.privileged_context_column, needed_by=args.context if uses_gold else None)
-        prompts = [row["prompt"] for dataset in datasets if (row := self._gold.add(dataset)) and "prompt" in row]
         # A processor's chat template need not be its tokenizer's.
         chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
         about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": self.model.config}
@@ -141,8 +141,6 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(EMACallback(self.teacher))
 
-    # ---- what an algorithm may hook --------------------------------------------------------------------------------
-
     def set_up(self) -> None:
         """The end of construction, for what an algorithm keeps."""
 
@@ -152,9 +150,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
 
     def row_weights(self, rollouts: Sequence[Rollout]) -> Float[Tensor, " B"]:
         """The weight of each row: the configuration's `row_weight`. Rows without a teacher have one too."""
-        return torch.tensor([self._row_weight(rollout) for rollout in rollouts], dtype=torch.float32)
-
-    # ---- what a kind of algorithm defines --------------------------------------------------------------------------
+        weights = [ask(self._row_weight, rollout, field="row_weight") for rollout in rollouts]
+        return torch.tensor(weights, dtype=torch.float32)
 
     def check_policy(self) -> None:
         """Raise `ValueError` for a policy that this kind of algorithm cannot train."""
@@ -174,8 +171,6 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         """The loss of a micro-batch, divided for gradient accumulation and data parallelism. GRPO's by default."""
         return self.policy_loss(model, inputs)
 
-    # ---- a batch of rollouts ---------------------------------------------------------------------------------------
-
     def _prepare_inputs(self, generation_batch):
         self._mode = "train" if self.model.training else "eval"
         return super()._prepare_inputs(generation_batch)
@@ -183,6 +178,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     def _generate_and_score_completions(self, inputs):
         self._mode = "train" if self.model.training else "eval"
         self._told.clear()
+        self._data.check_rows(f"{self._mode}_dataset", inputs)
         batch = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
             self.model.eval()  # continuous batching leaves it in training mode
@@ -202,7 +198,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         told = self._told or self._pending_extra_logs.get("feedback") or []
         column = self.args.feedback_column
         feedback = [row.get(column) for row in inputs] if column else [*told, *[None] * (len(inputs) - len(told))]
-        golds = [self._gold.of(row) for row in inputs]
+        golds = [self._data.gold.of(row) for row in inputs]
         batch = Batch(inputs, prompts, completions, completion_ids_list, golds, feedback, rewards)
         setting = Setting(
             correctness=self._correctness,
@@ -230,7 +226,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         return "/".join(map(str, (self.args.seed, mode, *last)))
 
     def _views(self, batch: dict[str, Any], prompts: list[Any], rollouts: list[Rollout]) -> dict[str, View]:
-        made = [self.contexts(rollout) for rollout in rollouts] if self.views else []
+        made = [ask(self.contexts, rollout, field=self._context_source) for rollout in rollouts] if self.views else []
         views = {}
         for name in self.views:
             contexts = [as_context(contexts.get(name), maker=self._context_source) for contexts in made]
@@ -246,7 +242,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             tools = [self.tools] * len(contexts)
         else:
             tools = [self._env_tools[name] for name in self._batch_environments]
-        feedback = [self.feedback(rollout) for rollout in rollouts]
+        feedback = [ask(self.feedback, rollout, field="feedback") for rollout in rollouts]
         lengths = batch["completion_mask"].sum(dim=1).tolist()
         encoded = self.collator(
             prompts, contexts, feedback=feedback, prompt_ids=own_ids, tools=tools, completion_tokens=lengths
@@ -256,10 +252,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         feedback = [self.args.feedback_column] if self.args.feedback_column else []
-        kept = [*self._signature_columns, *self._gold.names, *feedback]
+        kept = [*self._signature_columns, *self._data.gold.names, *feedback]
         self._signature_columns = list(dict.fromkeys(kept))
-
-    # ---- the loss, and what is logged ------------------------------------------------------------------------------
 
     def _compute_loss(self, model, inputs):
         return self.batch_loss(model, inputs)
@@ -301,7 +295,6 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        for dataset in datasets_in(eval_dataset):
-            self._gold.add(dataset)
+        self._data.add(eval_dataset=eval_dataset)
         self._evaluation = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)

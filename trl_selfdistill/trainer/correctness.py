@@ -59,7 +59,9 @@ def make_correctness(wanted: Any, threshold: float, reward_names: list[str]) -> 
     names = list(wanted) if isinstance(wanted, list | tuple) else [part.strip() for part in str(wanted).split(",")]
     unknown = [name for name in names if name not in reward_names]
     if unknown and len(names) == 1 and "." in names[0]:
-        function = resolve_function(names[0], field="correctness_reward", names=reward_names)
+        function = resolve_function(
+            names[0], field="correctness_reward", names=reward_names, argument="all rewards by name"
+        )
         return Correctness((), threshold, function)
     if unknown:
         raise ValueError(

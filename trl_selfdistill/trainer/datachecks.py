@@ -1,85 +1,125 @@
-"""What can be known of datasets and rewards before training starts."""
+"""What can be known of datasets before a model is loaded, and of a stream's rows as they come."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
 
-FALLBACK_COLUMN = "solution"
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.context.builders import NEEDS_GOLD
+from trl_selfdistill.context.inputs import takes_one
+from trl_selfdistill.trainer.rowchecks import GoldColumns, check_prompt
 
-
-def context_column(names: list[str] | None, column: str) -> str | None:
-    """The column that holds the gold solution: `column`, else "solution", else `None`."""
-    names = names or []
-    return column if column in names else FALLBACK_COLUMN if FALLBACK_COLUMN in names else None
-
-
-def check_column(dataset: Dataset | IterableDataset, column: str, *, needed_by: str | None) -> str | None:
-    """Find the gold column of `dataset` and check that it holds text.
-
-    Args:
-        column: the configured name.
-        needed_by: the value of `context` that cannot do without it, `None` when it is optional.
-
-    Raises `ValueError` when the column is needed and missing, or is not text.
-    """
-    names = dataset.column_names or list(first_row(dataset) or {})
-    found = context_column(names, column)
-    if found is None:
-        if needed_by is None:
-            return None
-        raise ValueError(
-            f"context={needed_by!r} needs a dataset column {column!r} (or {FALLBACK_COLUMN!r}) with the gold solution, "
-            f"but the dataset has {sorted(names)}. Set privileged_context_column to the right one, use context='peer', "
-            "or pass a context_builder."
-        )
-    kind = (dataset.features or {}).get(found)
-    is_text = isinstance(kind, Value) and kind.dtype in ("string", "large_string", "string_view", "null")
-    if kind is not None and not is_text:
-        if needed_by is None and found != column:
-            return None  # a "solution" of another kind belongs to somebody else's reward function
-        raise ValueError(
-            f"The dataset column {found!r} must hold strings (or None), but its type is {kind}. Convert it to text, or "
-            "set privileged_context_column to another column."
-        )
-    return found
+_LIKE_PROMPTS = ("problem", "question", "query", "instruction", "input", "messages", "text")
 
 
-class GoldColumns:
-    """Where the gold solution stands. Training and evaluation sets may name its column differently.
+class DataChecks:
+    """The checks of a run's datasets, and where their gold solutions stand.
 
     Args:
-        column: the configured name.
-        needed_by: the value of `context` that cannot do without it, `None` when it is optional.
+        args: the configuration.
+        builder: the user's context builder, in the place of `args.context`.
+        environment: the user's environments, which may own prompts.
+
+    Raises `ValueError` for a builder that does not take a rollout.
     """
 
-    def __init__(self, column: str, needed_by: str | None) -> None:
-        self._column = column
-        self._needed_by = needed_by
-        self.names: list[str] = []
+    def __init__(self, args: SelfDistillConfig, builder: Callable[..., Any] | None, environment: Any) -> None:
+        if builder is not None:
+            takes_one(builder, field="context_builder")
+        self._args = args
+        self._owns_prompts = environment is not None
+        needs_gold = builder is None and args.context in NEEDS_GOLD
+        self.gold = GoldColumns(args.privileged_context_column, needed_by=args.context if needs_gold else None)
 
-    def add(self, dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
-        """Check a dataset; its first row. Raises `ValueError` as `check_column` and `of` do."""
-        found = check_column(dataset, self._column, needed_by=self._needed_by)
-        if found is not None and found not in self.names:
-            self.names.append(found)
-        row = first_row(dataset)
-        if row is not None:
-            self.of(row)
-        return row
+    def add(self, train_dataset: Any = None, eval_dataset: Any = None) -> None:
+        """Check datasets before they are used: columns, and the rows of those that are no streams.
 
-    def of(self, row: Mapping[str, Any]) -> str | None:
-        """The gold solution of a row. Raises `ValueError` when it is neither text nor `None`."""
-        column = context_column([name for name in row if name in self.names], self._column)
-        value = None if column is None else row[column]
-        if value is not None and not isinstance(value, str):
-            if self._needed_by is None and column != self._column:
-                return None  # as in `check_column`, which cannot tell the type of a stream's column
+        Raises `ValueError` with the name of the set, the row and the value, and the way out.
+        """
+        for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+            training = name == "train_dataset"
+            row = None if is_stored(dataset) else first_row(dataset)
+            columns = list(dataset.column_names or []) if is_stored(dataset) else list(row or {})
+            if training and row is None and not is_stored(dataset):
+                raise ValueError("train_dataset is a stream without rows. Give one that has some.")
+            if "prompt" not in columns and not self._owns_prompts:
+                raise ValueError(_no_prompt(name, columns))
+            gold = self.gold.add(name, columns, training=training)
+            if is_stored(dataset):
+                self._check_stored(name, dataset, [c for c in ("prompt", gold) if c in columns])
+            elif row is not None:
+                self.check_rows(name, [row])
+            if training and isinstance(dataset, Dataset):
+                check_size(len(dataset), self._args)
+
+    def check_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Check rows of the set `name` as they come. Raises `ValueError` for one that cannot be trained on."""
+        for row in rows:
+            self._check_row(row, f"A row of {name}")
+
+    def _check_row(self, row: Mapping[str, Any], where: str) -> str | None:
+        if "prompt" in row or not self._owns_prompts:
+            check_prompt(row.get("prompt"), placement=self._args.context_placement, where=where)
+        return self.gold.of(row, where=where)
+
+    def _check_stored(self, name: str, dataset: Dataset, columns: list[str]) -> None:
+        """Check every row, reading `columns` alone: no image is decoded."""
+        if not columns:
+            return
+        plain = dataset.select_columns(columns).with_format(None)
+        rows = tqdm(plain, desc=f"Checking {name}", delay=1, leave=False, disable=self._args.disable_tqdm)
+        blank = [i for i, row in enumerate(rows) if self._check_row(row, f"{name}, row {i}") is None]
+        if self.gold.needed_by is None or not blank:
+            return
+        if len(blank) == len(dataset):
             raise ValueError(
-                f"The dataset column {column!r} must hold strings (or None), but a row has a {type(value).__name__}. "
-                "Convert it to text, or set privileged_context_column to another column."
+                f"context={self.gold.needed_by!r} needs gold solutions, but the column {columns[-1]!r} of {name} is "
+                f"blank or None in all {len(blank)} rows. Set privileged_context_column to another column, use "
+                "context='peer', or pass a context_builder."
             )
-        return value if value is None or value.strip() else None  # white space alone is no solution
+        warnings.warn(
+            f"{len(blank)} of {len(dataset)} rows of {name} have no gold solution in {columns[-1]!r} (the first is row "
+            f"{blank[0]}). context={self.gold.needed_by!r} cannot show one to the teacher there; dataset.filter "
+            "removes such rows.",
+            stacklevel=2,
+        )
+
+
+def check_data(
+    args: SelfDistillConfig, train_dataset: Any, eval_dataset: Any, builder: Callable[..., Any] | None, environment: Any
+) -> DataChecks:
+    """Check what a trainer is given. Raises `ValueError` as `DataChecks` does."""
+    checks = DataChecks(args, builder, environment)
+    if train_dataset is None and environment is not None and checks.gold.needed_by is not None:
+        raise ValueError(
+            f"context={args.context!r} shows the teacher a gold solution, but without a train_dataset the environment "
+            "makes the prompts, and there is no solution beside them. Pass a context_builder that makes the context "
+            "from the rollout: from rollout.completion, which holds what the environment said, or from "
+            "rollout.feedback, which a reward function sets with log_extra('feedback', ...). Or use context='peer', a "
+            "correct rollout of the same prompt."
+        )
+    checks.add(train_dataset, eval_dataset)
+    return checks
+
+
+def check_size(rows: int, args: SelfDistillConfig) -> None:
+    """Raise `ValueError` when `rows` do not fill one generation batch: TRL drops incomplete ones and trains nothing."""
+    needed = args.generation_batch_size // args.num_generations  # type: ignore[operator]  # resolved by GRPOConfig
+    if rows < needed:
+        raise ValueError(
+            f"train_dataset has {rows} rows, but one generation batch needs generation_batch_size / num_generations = "
+            f"{args.generation_batch_size} / {args.num_generations} = {needed} of them, and TRL drops incomplete "
+            "batches: nothing would be trained. Add rows, repeat them (dataset.repeat), or lower generation_batch_size "
+            "(or per_device_train_batch_size, steps_per_generation, gradient_accumulation_steps, which make it up)."
+        )
+
+
+def is_stored(dataset: Any) -> bool:
+    """Whether all rows are there to be read: no stream, and no transform that makes them when they are asked for."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 
 
 def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
@@ -87,7 +127,23 @@ def first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
     return next(iter(dataset), None)
 
 
-def datasets_in(*given: Any) -> list[Any]:
-    """The datasets among training and evaluation sets, which may be missing, names, or dictionaries of datasets."""
-    flat = [part for each in given for part in (each.values() if isinstance(each, dict) else [each])]
-    return [part for part in flat if isinstance(part, (Dataset, IterableDataset))]
+def first_prompts(*given: Any) -> list[Any]:
+    """The first prompt of each training or evaluation set that has prompts."""
+    rows = [first_row(dataset) for dataset in named_datasets(*given).values()]
+    return [row["prompt"] for row in rows if row and "prompt" in row]
+
+
+def named_datasets(train_dataset: Any = None, eval_dataset: Any = None) -> dict[str, Any]:
+    """The datasets by name. Those given may be missing, names, or (for evaluation) dictionaries of datasets."""
+    several = eval_dataset if isinstance(eval_dataset, dict) else {}
+    given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    given |= {f"eval_dataset[{name!r}]": dataset for name, dataset in several.items()}
+    return {name: dataset for name, dataset in given.items() if isinstance(dataset, Dataset | IterableDataset)}
+
+
+def _no_prompt(name: str, columns: list[str]) -> str:
+    like = next((column for column in _LIKE_PROMPTS if column in columns), "problem")
+    return (
+        f"{name} has no column 'prompt', which the trainer samples from; it has {sorted(columns)}. Rename the column "
+        f'that holds it: {name}.rename_column("{like}", "prompt").'
+    )
