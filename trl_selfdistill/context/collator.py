@@ -99,15 +99,15 @@ class PrivilegedContextCollator:
 
         Args:
             prompts: plain texts or conversations, as the student got them.
-            contexts: privileged text of each row; blank or `None` for a row without a teacher. A `Context` whose text is
-                `None` makes a teacher without privileged text, with its own chat-template arguments.
+            contexts: privileged text of each row; blank or `None` for a row without a teacher. A `Context` whose text
+                is `None` makes a teacher without privileged text, with its own chat-template arguments.
             feedback: how each rollout fared, for templates with `{feedback}`; encoded literally, never cut.
             prompt_ids: the student's prompt tokens, unpadded; encoded from `prompts` when not given.
             tools: the tool schemas of each row.
             completion_tokens: lengths of the completions, which share the window with the prompts.
 
         Returns a `BatchEncoding` (a dict that also has attributes and `.to(device)`) of
-            teacher_prompt_ids: (B, P) int, padded on the left. Without a context, the student's own prompt.
+            teacher_prompt_ids: (B, P) int, padded on the left. Without a teacher, the student's own prompt.
             teacher_prompt_mask: (B, P) int, from lengths, never from the pad id.
             has_context: (B,) bool, False for a row without a teacher.
             context_tokens: (B,) int, the context's length before truncation.
@@ -115,19 +115,16 @@ class PrivilegedContextCollator:
 
         Raises `ValueError` when a context is not text or cannot be placed, and when the lists differ in length.
         """
-        check_batch(prompts, contexts=contexts, feedback=feedback, prompt_ids=prompt_ids, tools=tools)
+        optional = {
+            "feedback": feedback,
+            "prompt_ids": prompt_ids,
+            "tools": tools,
+            "completion_tokens": completion_tokens,
+        }
+        check_batch(prompts, contexts=contexts, **optional)
         given = [as_context(context, maker="{context}") for context in contexts]
-        rows = [
-            self._row(
-                prompt,
-                given[i],
-                None if feedback is None else feedback[i],
-                None if prompt_ids is None else prompt_ids[i],
-                None if tools is None else tools[i],
-                0 if completion_tokens is None else completion_tokens[i],
-            )
-            for i, prompt in enumerate(prompts)
-        ]
+        columns = [[None] * len(prompts) if column is None else column for column in optional.values()]
+        rows = [self._row(*row) for row in zip(prompts, given, *columns, strict=True)]
         padded, mask = pad_left(self.tokenizer, [ids for ids, _, _ in rows])
         return BatchEncoding(
             {
@@ -146,12 +143,10 @@ class PrivilegedContextCollator:
         feedback: str | None,
         own_ids: list[int] | None,
         tools: list[Any] | None,
-        completion_tokens: int,
+        completion_tokens: int | None,
     ) -> tuple[list[int], int, bool]:
-        if given is None:
-            return own_ids or self._student_ids(prompt, tools), 0, False
-        if given.text is None:
-            keeps_ids = self.context_placement == "system" or isinstance(prompt, str)
+        if given is None or given.text is None:
+            keeps_ids = given is None or self.context_placement == "system" or isinstance(prompt, str)
             return (own_ids if own_ids and keeps_ids else self._student_ids(prompt, tools)), 0, False
         texts = {"{context}": given.text, "{feedback}": feedback}
         markers = unused_markers(self._template, self._template + str(prompt))
@@ -167,7 +162,7 @@ class PrivilegedContextCollator:
             return prepend(self.tokenizer, block, own, is_plain=isinstance(prompt, str))
 
         shown = cut_middle(self.tokenizer, context, self.max_context_tokens)
-        ids, shown = self._window.fit(self.tokenizer, shown, build, completion_tokens)
+        ids, shown = self._window.fit(self.tokenizer, shown, build, completion_tokens or 0)
         return ids, len(context), len(shown) < len(context)
 
     def _student_ids(self, prompt: Prompt, tools: list[Any] | None) -> list[int]:
