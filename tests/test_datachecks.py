@@ -113,7 +113,7 @@ def test_good_prompts_pass():
 
 
 def test_a_stream_is_checked_during_training(model_dir, tokenizer, tmp_path):
-    config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
+    config = RLRTConfig(**distill_settings(tmp_path, context="gold", shuffle_dataset=False))
     data = stream(rows_with(1, prompt=[]))
     trainer = build(RLRTTrainer, config, str(model_dir), tokenizer, train_dataset=data)
     with pytest.raises(ValueError, match=r"A row of train_dataset: the prompt is \[\]"):

@@ -14,9 +14,9 @@ def test_the_first_teacher_prompt_is_logged_once_with_its_special_tokens(model, 
         trainer.train()
     (said,) = [record for record in caplog.records if record.name == "trl_selfdistill"]
     assert said.levelno == logging.INFO
-    text = said.getMessage().split("---\n")[1]
+    text = said.getMessage().split("\n---")[1].removeprefix("\n")
     assert text.startswith("<|user|>[")  # the hint template
-    assert text.endswith("<|end|><|assistant|>\n")
+    assert text.endswith("<|end|><|assistant|>")
 
 
 def test_without_a_teacher_nothing_is_shown_until_there_is_one(model, tokenizer, tmp_path, caplog):

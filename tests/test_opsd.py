@@ -175,8 +175,10 @@ def test_rewards_are_logged_and_used_with_a_policy_weight(model_dir, tokenizer, 
 
 
 def test_rows_without_a_solution_have_no_teacher_and_a_batch_without_any_is_zero(model_dir, tokenizer, tmp_path):
-    rows = {"prompt": [[{"role": "user", "content": "1+1="}]] * 8, "solution": [None] * 8}
-    trainer = make(model_dir, tokenizer, tmp_path, train_dataset=Dataset.from_dict(rows))
+    rows = {"prompt": [[{"role": "user", "content": "1+1="}]] * 16, "solution": [None] * 8 + ["2"] * 8}
+    config = {"shuffle_dataset": False}
+    with pytest.warns(UserWarning, match="8 of 16"):
+        trainer = make(model_dir, tokenizer, tmp_path, config=config, train_dataset=Dataset.from_dict(rows))
     trainer.train()
     entry = step_logs(trainer)[0]
     assert (entry["loss"], entry["grad_norm"]) == (0.0, 0.0)

@@ -66,6 +66,14 @@ def test_trainers_take_grpos_arguments_and_one_more(name):
 
 
 @pytest.mark.parametrize("name", TRAINERS)
+def test_help_names_and_types_every_argument(name):
+    trainer = getattr(trl_selfdistill, name)
+    parameters = inspect.signature(trainer).parameters
+    assert all(p.annotation is not inspect.Parameter.empty for p in parameters.values())
+    assert all(f"\n    {p} (" in (trainer.__init__.__doc__ or "") for p in parameters)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
 def test_trainers_are_labelled(name):
     trainer = getattr(trl_selfdistill, name)
     assert trainer._name == name.removesuffix("Trainer")

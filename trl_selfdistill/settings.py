@@ -4,6 +4,7 @@ import types
 import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field
+from inspect import get_annotations
 from typing import Any, Union, get_args, get_origin
 
 from trl_selfdistill.context.builders import NEEDS_GROUP, resolve_context, resolve_function
@@ -85,11 +86,12 @@ def check_teacher(args: Any) -> None:
 
 def check_types(args: Any, fields: Iterable[Field]) -> None:
     """Raise `ValueError` for a value of another type than its field's: the string "0.5" is no number."""
+    kinds = {name: kind for cls in reversed(type(args).__mro__) for name, kind in get_annotations(cls).items()}
     for field in fields:
-        value = getattr(args, field.name)
-        if not _is_a(value, field.type):
+        value, kind = getattr(args, field.name), kinds[field.name]  # argument parsers overwrite `field.type`
+        if not _is_a(value, kind):
             hint = " Pass functions as context_builder." if field.name == "context" and callable(value) else ""
-            raise ValueError(f"{field.name}={value!r} must be {_words(field.type)}, not {type(value).__name__}.{hint}")
+            raise ValueError(f"{field.name}={value!r} must be {_words(kind)}, not {type(value).__name__}.{hint}")
 
 
 def _is_a(value: Any, kind: Any) -> bool:

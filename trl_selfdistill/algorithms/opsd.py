@@ -143,7 +143,6 @@ class OPSDTrainer(DivergenceTrainer):
 
     config_class = OPSDConfig
     args: OPSDConfig
-
     _tag_names = ["trl", "trl-selfdistill", "opsd"]
     _name = "OPSD"
     _paper = {

@@ -76,10 +76,17 @@ def is_finished(ids: list[int], end_ids: set[int], max_length: int) -> bool:
     return bool(ids) and (ids[-1] in end_ids or len(ids) < max_length)
 
 
+def ends_with_tool(completion: Any) -> bool:
+    """Whether the last message of a completion is the result of a tool."""
+    return isinstance(completion, list) and bool(completion) and completion[-1].get("role") == "tool"
+
+
 def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
     """The rollouts of this process, with what their whole groups know, which may straddle processes."""
     texts = [completion_text(completion) for completion in batch.completions]
-    finished = [is_finished(ids, setting.end_ids, setting.max_length) for ids in batch.completion_ids]
+    ended = [is_finished(ids, setting.end_ids, setting.max_length) for ids in batch.completion_ids]
+    # What ends with a tool's result was cut off before the model could answer.
+    finished = [done and not ends_with_tool(c) for done, c in zip(ended, batch.completions, strict=True)]
     shown = [completion_text(completion, thinking=setting.keeps_thinking) for completion in batch.completions]
     local = list(zip(shown, finished, batch.golds, strict=True))
     by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
