@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from trl_selfdistill.maths import TokenScores
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, output_head
@@ -53,16 +54,34 @@ class DivergenceTrainer(SelfDistillTrainer):
         self.add_metrics(self.metric_log.tokens(self._as_scores(output, inputs), inputs["completion_ids"]))
         return output.loss
 
+    def policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """GRPO's loss without the router's, which is in the divergence already, whatever weighs the policy's loss."""
+        enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
+        try:
+            return super().policy_loss(model, inputs)
+        finally:
+            self.aux_loss_enabled = enabled
+
     def divergence(self, model: Any, inputs: dict[str, Any]) -> DivergenceOutput:
-        """Teacher and student pass, each in a forward of the wrapped model, so that its hooks gather the weights."""
+        """Teacher and student pass, each in a forward of the wrapped model, so that its hooks gather the weights.
+
+        The loss holds that of the router, where the model has experts and `router_aux_loss_coef` is not 0.
+        """
         taught_by = self._teacher_side(inputs)
         outputs: list[DivergenceOutput] = []
+        metrics: dict[str, Tensor] = {}
 
         def student_side(*, batch: dict[str, Any], **_: Any) -> tuple[Tensor]:
-            outputs.append(self._student_side(batch, *taught_by))
-            return (outputs[0].loss,)
+            output, router = self._student_side(batch, *taught_by)
+            if router is not None:
+                metrics["aux_loss"] = router.detach()
+                steps = self.current_gradient_accumulation_steps if self.model.training else 1
+                output = replace(output, loss=output.loss + self.router_aux_loss_coef * router / steps)
+            outputs.append(output)
+            return (output.loss,)
 
         (loss,) = inside_forward(model, self.accelerator.unwrap_model(model), student_side, batch=inputs)
+        self.add_metrics(self.metric_log.means(metrics))
         # The gradient has to take the way of the hooks (FSDP2, ZeRO-3); the value does not, which FSDP2 rounds to
         # bfloat16 under mixed precision.
         return replace(outputs[0], loss=outputs[0].loss.detach() + (loss - loss.detach()).float())
@@ -82,20 +101,23 @@ class DivergenceTrainer(SelfDistillTrainer):
             inner = self.accelerator.unwrap_model(teacher)
 
             def teacher_side(*, batch: dict[str, Any], **_: Any) -> None:
-                hidden.append(self._hidden(causal_lm(inner), *prompt, batch)[taught(batch)])
+                hidden.append(self._hidden(causal_lm(inner), *prompt, batch)[0][taught(batch)])
 
             inside_forward(teacher, inner, teacher_side, batch=batch)
             return hidden[0], self.teacher.own_head(causal_lm(inner))
 
     def _student_side(
         self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None
-    ) -> DivergenceOutput:
+    ) -> tuple[DivergenceOutput, Tensor | None]:
+        """The divergence, and the router's loss before its coefficient."""
         mask = taught(batch)
         student_model = causal_lm(self.accelerator.unwrap_model(self.model))
-        student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
+        prompt = (batch["prompt_ids"], batch["prompt_mask"])
+        hidden, router = self._hidden(student_model, *prompt, batch, router=self.aux_loss_enabled)
+        student_hidden = hidden[mask]
         weights = torch.full((len(student_hidden),), 1.0, device=mask.device) / self._normaliser(batch)
         with output_head(student_model) as head:
-            return linear_divergence(
+            output = linear_divergence(
                 student_hidden,
                 teacher_hidden,
                 head.weight,
@@ -109,16 +131,21 @@ class DivergenceTrainer(SelfDistillTrainer):
                 teacher_bias=None if teacher_head is None else teacher_head.bias,
                 **self.divergence_settings(),
             )
+        return output, router
 
-    def _hidden(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Hidden states (B, T, H) from which the completion tokens are predicted."""
+    def _hidden(
+        self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any], *, router: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (B, T, H) from which the completion tokens are predicted; the router's loss if asked for."""
         ids = torch.cat([prompt_ids, batch["completion_ids"]], dim=1)
         media = {k: v for k, v in media_of(batch, width=ids.size(1)).items() if not k.startswith("num_")}
         attention_mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
         with self.accelerator.autocast():
             inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **media}
+            inputs |= {"output_router_logits": True} if router else {}
             out = model.base_model(**inputs, **positions(model, attention_mask, width=ids.size(1)))
-        return out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
+        hidden = out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
+        return hidden, router_loss(model, out, attention_mask) if router else None
 
     def _normaliser(self, batch: dict[str, Any]) -> Tensor:
         """Taught tokens of one optimiser step and one process; gradients are averaged over processes later."""
@@ -139,6 +166,24 @@ class DivergenceTrainer(SelfDistillTrainer):
             median_entropy=float("nan"),
             training=self.model.training,
         )
+
+
+def router_loss(model: Any, out: Any, attention_mask: Tensor) -> Tensor:
+    """Load-balancing loss of the experts, as TRL takes it: N Σ_i f_i P_i over all layers and tokens; k where balanced.
+
+    f_i is the number of times that a token goes to expert i of N (k times per token in all), P_i the mean probability
+    of expert i. Switch Transformer (https://huggingface.co/papers/2101.03961), Eq. 4 to 6.
+
+    Raises `ValueError` for a model that has experts and does not say how it routes.
+    """
+    logits = out.get("router_logits")
+    if logits is None:
+        raise ValueError(
+            f"{type(model).__name__} returns no router logits, from which the router's loss is made. Set "
+            "router_aux_loss_coef=0."
+        )
+    top_k = model.config.get_text_config().num_experts_per_tok
+    return load_balancing_loss_func(logits, logits[0].size(-1), top_k, attention_mask)
 
 
 def taught(batch: dict[str, Any]) -> Tensor:
