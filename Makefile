@@ -34,7 +34,7 @@ test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supp
 	set -e; for minor in $(TRL_MINORS); do \
 	  $(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$$minor trl==$$minor; \
 	  echo "trl $$minor"; PYTHONPATH=build/trl-$$minor EXPECTED_TRL=$$minor TRITON_INTERPRET=1 \
-	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py; \
+	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py tests/test_grpo_settings.py; \
 	done
 
 test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter

@@ -21,9 +21,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "scoring": ({"ops"}, {"torch", "accelerate", "peft", "transformers"}),
     "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow"}),
     "settings": ({"context"}, {"trl"}),
+    "grpo_settings": (set(), {"trl"}),
     "config": ({"settings", "context", "maths"}, {"trl"}),
     "trainer": ({"config", "settings", "maths", "context", "teachers", "scoring", "ops", "record"}, {"*"}),
-    "algorithms": ({"trainer", "config", "settings", "maths", "context", "ops"}, {"torch"}),
+    "algorithms": ({"trainer", "config", "settings", "grpo_settings", "maths", "context", "ops"}, {"torch"}),
     "cli": ({"*"}, {"*"}),
     "__init__": ({"*"}, set()),
 }

@@ -168,8 +168,8 @@ def train(trainer: RLRTTrainer) -> list[Any]:
 
 GRPO_SETTINGS = [
     *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
-    {"loss_type": "grpo", "importance_sampling_level": "sequence"},
-    {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    {"loss_type": "cispo", "importance_sampling_level": "sequence", "num_iterations": 2},
+    {"loss_type": "vespo", "importance_sampling_level": "sequence", "beta": 0.1},
     {"off_policy_mask_threshold": 1e-3, "num_iterations": 2},
     {"loss_type": "vespo", "off_policy_mask_threshold": 1e-3, "num_iterations": 2},
     {"top_entropy_quantile": 0.5},

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import resolve_function, verdict
+from trl_selfdistill.grpo_settings import check_token_signal
 from trl_selfdistill.maths import EntropyGate, TokenScores, masked_fill_nan, phi
 from trl_selfdistill.settings import in_range
 from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
@@ -92,10 +93,9 @@ class AntiSDConfig(SelfDistillConfig):
 
     def check(self) -> None:
         super().check()
+        check_token_signal(self, keeps_sign=False, gated=self.antisd_direction == "away")
         if not self.antisd_strength >= 0:
-            raise ValueError(
-                f"antisd_strength={self.antisd_strength} must not be negative. antisd_direction='toward' turns it."
-            )
+            raise ValueError(f"antisd_strength={self.antisd_strength} is negative. antisd_direction='toward' turns it.")
         if self.antisd_warmup < 1:
             raise ValueError(f"antisd_warmup={self.antisd_warmup}: at least 1 batch is needed to measure the entropy.")
         in_range("antisd_close_ratio", self.antisd_close_ratio, 0.0, 1.0)

@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.grpo_settings import check_no_policy_loss
 from trl_selfdistill.ops import DivergenceOutput
 from trl_selfdistill.settings import TEACHER_KINDS, in_range
 from trl_selfdistill.trainer.divergence import DivergenceTrainer
@@ -102,11 +103,8 @@ class OPSDConfig(SelfDistillConfig):
                 raise ValueError(f"{name}={value} must be positive, or None for no clip.")
         if not self.opsd_policy_weight >= 0:
             raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
-        if self.beta != 0 and self.opsd_policy_weight == 0:
-            raise ValueError(
-                f"beta={self.beta} weighs the KL term of GRPO's loss, which OPSD does not have unless "
-                "opsd_policy_weight > 0. Set beta=0."
-            )
+        if self.opsd_policy_weight == 0:
+            check_no_policy_loss(self, way_out="opsd_policy_weight > 0, which adds GRPO's loss")
         if self.opsd_policy_weight > 0 and self.num_generations == 1:
             raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, comparing rollouts: set num_generations > 1.")
 

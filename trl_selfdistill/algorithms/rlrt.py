@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.grpo_settings import check_token_signal
 from trl_selfdistill.maths import TokenScores, bounded_exp, clipped_weights, weight_metrics
 from trl_selfdistill.settings import in_range
 from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
@@ -86,6 +87,7 @@ class RLRTConfig(SelfDistillConfig):
 
     def check(self) -> None:
         super().check()
+        check_token_signal(self, keeps_sign=True)
         in_range("rlrt_strength", self.rlrt_strength, 0.0, 1.0)
         if not 0.0 < self.rlrt_clip <= 1.0:
             raise ValueError(f"rlrt_clip={self.rlrt_clip} must be in (0, 1]: above 1 an advantage could change sign.")

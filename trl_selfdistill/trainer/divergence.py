@@ -13,11 +13,11 @@ from trl_selfdistill.maths import TokenScores
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, linear_logps, output_head
 from trl_selfdistill.record.signal_log import Part
 from trl_selfdistill.scoring.forward import causal_lm, inside_forward
-from trl_selfdistill.scoring.media import media_of
-from trl_selfdistill.scoring.tokens import head_precision, positions, written
+from trl_selfdistill.scoring.tokens import head_precision, written
 from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
-from trl_selfdistill.trainer.rollouts import Lesson
+from trl_selfdistill.trainer.hidden import completion_hidden
+from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 
 
 class DivergenceTrainer(SelfDistillTrainer):
@@ -49,17 +49,11 @@ class DivergenceTrainer(SelfDistillTrainer):
 
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         self.signals.begin(lesson)
-        device = batch["advantages"].device
         (view,) = lesson.views.values()
-        rates = [torch.nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
-        batch["teacher_prompt_ids"] = view.prompts["teacher_prompt_ids"]
-        batch["teacher_prompt_mask"] = view.prompts["teacher_prompt_mask"]
-        batch["has_context"] = view.prompts["has_context"]
+        for name in ("teacher_prompt_ids", "teacher_prompt_mask", "has_context"):
+            batch[name] = view.prompts[name]
         batch["advantages"] = batch["advantages"] * lesson.row_weights
-        batch["row_weight"] = lesson.row_weights
-        batch["row"] = torch.arange(len(lesson.rollouts), device=device)
-        batch["correct"] = torch.tensor([rollout.correct for rollout in lesson.rollouts], device=device)
-        batch["pass_rate"] = torch.tensor(rates, dtype=torch.float32, device=device)
+        batch |= lesson_tensors(lesson, batch["advantages"].device)
         # The token mean is taken over all that one optimiser step sees. Scalars are neither shuffled nor split.
         batch["taught_tokens"] = self.accelerator.reduce(taught(batch).sum(), reduction="sum")
         return batch
@@ -74,16 +68,34 @@ class DivergenceTrainer(SelfDistillTrainer):
         self.log_signals(Part(inputs["row"], self._as_scores(output, inputs), ids, valid, None, metrics))
         return output.loss
 
+    def policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """GRPO's loss without the router's, which is in the divergence already, whatever weighs the policy's loss."""
+        enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
+        try:
+            return super().policy_loss(model, inputs)
+        finally:
+            self.aux_loss_enabled = enabled
+
     def divergence(self, model: Any, inputs: dict[str, Any]) -> DivergenceOutput:
-        """Teacher and student pass, each in a forward of the wrapped model, so that its hooks gather the weights."""
+        """Teacher and student pass, each in a forward of the wrapped model, so that its hooks gather the weights.
+
+        The loss holds that of the router, where the model has experts and `router_aux_loss_coef` is not 0.
+        """
         taught_by = self._teacher_side(inputs)
         outputs: list[DivergenceOutput] = []
+        metrics: dict[str, Tensor] = {}
 
         def student_side(*, batch: dict[str, Any], **_: Any) -> tuple[Tensor]:
-            outputs.append(self._student_side(batch, *taught_by))
-            return (outputs[0].loss,)
+            output, router = self._student_side(batch, *taught_by)
+            if router is not None:
+                metrics["aux_loss"] = router.detach()
+                steps = self.current_gradient_accumulation_steps if self.model.training else 1
+                output = replace(output, loss=output.loss + self.router_aux_loss_coef * router / steps)
+            outputs.append(output)
+            return (output.loss,)
 
         (loss,) = inside_forward(model, self.accelerator.unwrap_model(model), student_side, batch=inputs)
+        self.add_metrics(self.metric_log.means(metrics))
         # The gradient has to take the way of the hooks (FSDP2, ZeRO-3); the value does not, which FSDP2 rounds to
         # bfloat16 under mixed precision.
         return replace(outputs[0], loss=outputs[0].loss.detach() + (loss - loss.detach()).float())
@@ -103,21 +115,24 @@ class DivergenceTrainer(SelfDistillTrainer):
             inner = self.accelerator.unwrap_model(teacher)
 
             def teacher_side(*, batch: dict[str, Any], **_: Any) -> None:
-                hidden.append(self._hidden(causal_lm(inner), *prompt, batch)[taught(batch)])
+                hidden.append(completion_hidden(self, causal_lm(inner), *prompt, batch)[0][taught(batch)])
 
             inside_forward(teacher, inner, teacher_side, batch=batch)
             return hidden[0], self.teacher.own_head(causal_lm(inner))
 
     def _student_side(
         self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None
-    ) -> DivergenceOutput:
+    ) -> tuple[DivergenceOutput, Tensor | None]:
+        """The divergence, and the router's loss before its coefficient."""
         mask = taught(batch)
         student_model = causal_lm(self.accelerator.unwrap_model(self.model))
-        student_hidden = self._hidden(student_model, batch["prompt_ids"], batch["prompt_mask"], batch)[mask]
+        prompt = (batch["prompt_ids"], batch["prompt_mask"])
+        hidden, router = completion_hidden(self, student_model, *prompt, batch, router=self.aux_loss_enabled)
+        student_hidden = hidden[mask]
         precision = head_precision(mask.device, fp32=self.args.cast_lm_head_to_fp32)
         with output_head(student_model) as head, self.accelerator.autocast(), precision:
             weights = self._weights(student_hidden, teacher_hidden, head, teacher_head, batch)
-            return linear_divergence(
+            output = linear_divergence(
                 student_hidden,
                 teacher_hidden,
                 head.weight,
@@ -131,6 +146,7 @@ class DivergenceTrainer(SelfDistillTrainer):
                 teacher_bias=None if teacher_head is None else teacher_head.bias,
                 **self.divergence_settings(),
             )
+        return output, router
 
     def _weights(
         self, student: Tensor, teacher: Tensor, head: Head, teacher_head: Head | None, batch: dict[str, Any]
@@ -156,17 +172,6 @@ class DivergenceTrainer(SelfDistillTrainer):
     def _logps(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
         scale = {"temperature": self.temperature, "logit_scale": head.logit_scale, "softcap": head.softcap}
         return linear_logps(hidden, head.weight, targets, bias=head.bias, **scale)
-
-    def _hidden(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Hidden states (B, T, H) from which the completion tokens are predicted."""
-        ids = torch.cat([prompt_ids, batch["completion_ids"]], dim=1)
-        media = {k: v for k, v in media_of(batch, width=ids.size(1)).items() if not k.startswith("num_")}
-        attention_mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
-        with self.accelerator.autocast():
-            inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **media}
-            out = model.base_model(**inputs, **positions(model, attention_mask, width=ids.size(1)))
-        hidden = out.last_hidden_state[:, -batch["completion_ids"].size(1) - 1 : -1]
-        return hidden.float() if self.args.cast_lm_head_to_fp32 else hidden
 
     def _normaliser(self, batch: dict[str, Any]) -> Tensor:
         """Taught tokens of one optimiser step and one process; gradients are averaged over processes later."""

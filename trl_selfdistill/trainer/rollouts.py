@@ -68,6 +68,17 @@ class Setting:
     """Whether the others of a group see the thinking part of a completion."""
 
 
+def lesson_tensors(lesson: Lesson, device: torch.device) -> dict[str, Tensor]:
+    """What the loss must know of the rollouts, (B,) each. TRL shuffles and splits it with the batch."""
+    rates = [float("nan") if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
+    return {
+        "row": torch.arange(len(lesson.rollouts), device=device),
+        "row_weight": lesson.row_weights,
+        "correct": torch.tensor([rollout.correct for rollout in lesson.rollouts], device=device),
+        "pass_rate": torch.tensor(rates, dtype=torch.float32, device=device),
+    }
+
+
 def is_finished(ids: list[int], end_ids: set[int], max_length: int) -> bool:
     """Whether a completion was not cut off: it has an end or pad token last, or is shorter than the limit.
 

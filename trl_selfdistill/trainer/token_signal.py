@@ -16,7 +16,7 @@ from trl_selfdistill.record.signal_log import Part
 from trl_selfdistill.scoring.tokens import rows_to_score, written
 from trl_selfdistill.teachers.base import LiveTeacher
 from trl_selfdistill.trainer.base import SelfDistillTrainer
-from trl_selfdistill.trainer.rollouts import Lesson
+from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 from trl_selfdistill.trainer.scorer import completion_logps
 
 
@@ -38,12 +38,8 @@ class TokenSignalTrainer(SelfDistillTrainer):
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         self.signals.begin(lesson)
         device = batch["advantages"].device
-        nan = float("nan")
-        rates = [nan if rollout.pass_rate is None else rollout.pass_rate for rollout in lesson.rollouts]
         batch["advantages"] = batch["advantages"] * lesson.row_weights
-        batch["row"] = torch.arange(len(lesson.rollouts), device=device)
-        batch["correct"] = torch.tensor([rollout.correct for rollout in lesson.rollouts], device=device)
-        batch["pass_rate"] = torch.tensor(rates, dtype=torch.float32, device=device)
+        batch |= lesson_tensors(lesson, device)
         for name, view in lesson.views.items():
             prompt = (view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"])
             rows = rows_to_score(self.accelerator, batch, view.prompts["has_context"])
