@@ -11,6 +11,7 @@ from test_contract import Wrong, WrongConfig
 
 from trl_selfdistill import OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill.maths import paced_weights
+from trl_selfdistill.trainer import DivergenceTrainer, divergence
 
 
 class TwoViews(Wrong):
@@ -175,6 +176,51 @@ def test_a_config_with_a_subclass_or_a_factory(model_dir, tokenizer, tmp_path):
     plain = GRPOConfig(**settings(tmp_path))
     args = WithFactory.for_trainer(plain, "model", "Wrong")
     assert args.words == ["wait"]
+
+
+class Late(DivergenceTrainer):
+    """A divergence that leaves out the first token and doubles those that the student found unlikely."""
+
+    config_class = WrongConfig
+    _name, _tag_names, _paper = "Late", ["late"], Wrong._paper
+    seen: list = []
+
+    def divergence_settings(self):
+        return {"beta": 0.0}
+
+    def token_weights(self, scores):
+        self.seen.append(scores)
+        first = scores.mask.cumsum(dim=1) == 1
+        return torch.where(first, 0.0, 1.0 + (scores.student_logps < -1.0).float())
+
+
+def test_token_weights_of_a_divergence(model_dir, tokenizer, tmp_path, monkeypatch):
+    given = []
+    op = divergence.linear_divergence
+
+    def recording(*args, **kwargs):
+        given.append((kwargs["token_weights"], op(*args, **kwargs)))
+        return given[-1][1]
+
+    monkeypatch.setattr(divergence, "linear_divergence", recording)
+    trainer = make(Late, model_dir, tokenizer, tmp_path, max_steps=1)
+    trainer.train()
+    ((weights, output),), (scores,) = given, Late.seen
+    tokens = scores.mask.sum()
+    expected = Late.token_weights(trainer, scores)[scores.mask] / tokens
+    torch.testing.assert_close(weights, expected)
+    counted = weights > 0
+    torch.testing.assert_close(scores.student_logps[scores.mask][counted], output.student_logps[counted])
+    assert (~counted).sum() == scores.mask.any(dim=1).sum()
+
+
+def test_wrong_token_weights_are_refused(model_dir, tokenizer, tmp_path):
+    class Nan(Late):
+        def token_weights(self, scores):
+            return torch.full_like(scores.student_logps, torch.nan)
+
+    with pytest.raises(ValueError, match=r"Nan.token_weights must return finite weights"):
+        make(Nan, model_dir, tokenizer, tmp_path).train()
 
 
 @pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda f: f.__name__)

@@ -43,8 +43,7 @@ class DivergenceTrainer(SelfDistillTrainer):
         """`beta`, `entry_clip` and `token_clip` of `linear_divergence`."""
 
     def token_weights(self, scores: TokenScores) -> Float[Tensor, "B T"]:
-        """Weights of the tokens in the loss, ones by default. Defining it costs two more products with the LM head,
-        because the weights are needed before the divergence."""
+        """Weights of the tokens in the loss, ones by default. Defining it costs two more products with the LM head."""
         return torch.ones_like(scores.student_logps)
 
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
@@ -105,10 +104,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         return {"self_distill/divergence": output.divergence}
 
     def _teacher_side(self, batch: dict[str, Any]) -> tuple[Tensor, Head | None]:
-        """The teacher's hidden states (N, H) at the taught tokens, and its LM head where it is not the policy's.
-
-        In a forward of its own: the teacher's weights can be put in place only while no forward has them gathered.
-        """
+        """The teacher's hidden states (N, H), and its LM head where it is its own. In a forward of its own: the
+        teacher's weights can be put in place only while no forward has them gathered."""
         prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
         hidden: list[Tensor] = []  # not returned, or FSDP2 would round it where it does not round the student's
         with self.teacher.weights(self.model) as teacher, scoring_mode(teacher):
@@ -162,10 +159,8 @@ class DivergenceTrainer(SelfDistillTrainer):
         values |= {"teacher_logps": logps[1][0], "teacher_entropy": logps[1][1]}
         weights = self.token_weights(self._spread(values, batch))
         if weights.shape != mask.shape or not weights[mask].isfinite().all():
-            raise ValueError(
-                f"{type(self).__name__}.token_weights must return finite weights (B, T) = {tuple(mask.shape)}, but "
-                f"returned {tuple(weights.shape)}, or NaN or infinite values."
-            )
+            name, shape = type(self).__name__, tuple(mask.shape)
+            raise ValueError(f"{name}.token_weights must return finite weights (B, T) = {shape}.")
         return rows * weights.detach()[mask]
 
     @torch.no_grad()
