@@ -11,19 +11,14 @@ time, and the growth of the peak resident set in a fresh process. On CUDA: event
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from divergence_variants import VARIANTS, Problem
+from measure import MODELS, growth, last_number_of, medians, product_rate
 
 from trl_selfdistill.ops import linear_divergence
-
-MODELS = {"smollm2-135m": (576, 49152), "qwen3-1.7b": (2048, 151936), "qwen3-8b": (4096, 151936)}  # (H, V)
 
 
 def step(variant: str, p: Problem, beta: float) -> None:
@@ -31,37 +26,10 @@ def step(variant: str, p: Problem, beta: float) -> None:
     VARIANTS[variant](p, beta).backward()
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    if device != "cuda":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
 def times(a: argparse.Namespace, n: int, beta: float, rounds: int) -> dict[str, float]:
     """Median seconds of each variant; nan where memory does not suffice."""
     p = problem(a, n)
-    samples: dict[str, list[float]] = {v: [] for v in a.variants}
-    for i in range(rounds + 1):  # the first round warms up: allocator, compilers
-        for variant, taken in samples.items():
-            try:
-                value = seconds(lambda v=variant: step(v, p, beta), a.device)
-            except torch.OutOfMemoryError:
-                value = float("nan")
-            if i:
-                taken.append(value)
-    return {v: statistics.median(taken) for v, taken in samples.items()}
-
-
-def resident(key: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
+    return medians({v: partial(step, v, p, beta) for v in a.variants}, rounds, a.device)
 
 
 def memory_of(a: argparse.Namespace, variant: str, n: int, beta: float) -> float:
@@ -69,27 +37,11 @@ def memory_of(a: argparse.Namespace, variant: str, n: int, beta: float) -> float
     # Pages of code and the compiler's own memory are not the question.
     step(variant, problem(a, n if variant == "liger_compiled" else 8), beta)
     p = problem(a, n)
-    if a.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(variant, p, beta)
-        return torch.cuda.max_memory_allocated() - before
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")
-    before = resident("VmRSS")
-    step(variant, p, beta)
-    return resident("VmHWM") - before
+    return growth(lambda: step(variant, p, beta), a.device)
 
 
 def memory(a: argparse.Namespace, n: int, beta: float) -> dict[str, float]:
-    taken = {}
-    for variant in a.variants:
-        child = [sys.executable, __file__, *sys.argv[1:], "--child", json.dumps([variant, n, beta])]
-        # Without the threshold the allocator keeps freed blocks of the set-up and hides growth.
-        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        run = subprocess.run(child, env=env, capture_output=True, text=True)
-        taken[variant] = float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
-    return taken
+    return {v: last_number_of(__file__, *sys.argv[1:], "--child", json.dumps([v, n, beta])) for v in a.variants}
 
 
 def gradient_error(a: argparse.Namespace, variant: str, beta: float) -> float:
@@ -109,15 +61,6 @@ def gradient_error(a: argparse.Namespace, variant: str, beta: float) -> float:
 
 def problem(a: argparse.Namespace, n: int, gap: float = 0.1) -> Problem:
     return Problem.draw(n, *MODELS[a.model], gap, getattr(torch, a.dtype), a.device, a.frozen_head)
-
-
-def product_rate(a: argparse.Namespace) -> float:
-    """Floating point operations per second of the bare head product, the ceiling of every variant."""
-    p = problem(a, 4096 if a.device == "cuda" else 512)
-    hidden, head = p.student.detach(), p.weight.detach().T
-    out = hidden @ head
-    best = min(seconds(lambda: torch.mm(hidden, head, out=out), a.device) for _ in range(4))
-    return 2 * hidden.numel() * head.shape[1] / best
 
 
 def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> None:
@@ -150,7 +93,8 @@ def main() -> None:
         print(memory_of(a, *json.loads(a.child)))
         return
     a.variants = list(dict.fromkeys(["ours", *a.variants]))
-    rate = product_rate(a)
+    p = problem(a, 4096 if a.device == "cuda" else 512)
+    rate = product_rate(p.student.detach(), p.weight.detach().T, a.device)
     print(f"torch {torch.__version__}, {a.device}, head product {rate / 1e9:.0f} GFLOP/s")
     for n in a.tokens:
         for beta in a.beta:

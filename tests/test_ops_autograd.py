@@ -87,7 +87,7 @@ def test_teacher_has_no_gradient(impl):
     assert not any(v.requires_grad for k, v in vars(out).items() if k != "loss")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ALL)
 def test_autocast_rounds_the_operands_and_keeps_fp32_logits(impl):
     p = problem(9, 16, 67, dtype=torch.float32).to(device_of(impl))
     rounded = p.to(torch.bfloat16).to(torch.float32)
@@ -97,6 +97,62 @@ def test_autocast_rounds_the_operands_and_keeps_fp32_logits(impl):
     torch.testing.assert_close(ours.output.divergence, expected.output.divergence, rtol=1e-4, atol=1e-5)
     assert ours.gradients["weight"].dtype == torch.float32
     torch.testing.assert_close(ours.gradients["weight"], expected.gradients["weight"], rtol=2e-2, atol=1e-3)
+
+
+def both_ops(p, impl):
+    """Log-probabilities and entropies of one stream by the two ops, and the hidden gradient of the second."""
+    out = linear_divergence(p.student, p.student, p.weight, bias=p.bias, targets=p.targets, impl=impl)
+    student = p.student.clone().requires_grad_()
+    logps, entropy = linear_logps(student, p.weight, p.targets, bias=p.bias, impl=impl)
+    with torch.autocast(student.device.type, enabled=False):  # as a training step calls backward
+        gradient = torch.autograd.grad(logps.sum() + entropy.sum(), student)[0]
+    return (out.student_logps, out.student_entropy), (logps.detach(), entropy.detach()), gradient
+
+
+@pytest.mark.parametrize("impl", ALL)
+def test_both_ops_read_the_same_operands_under_autocast(impl):
+    """Rounded to bf16 once; the logits stay fp32: 100 times nearer than the same head called under autocast."""
+    p = problem(9, 16, 67, bias=True, dtype=torch.float32).to(device_of(impl))
+    _, expected, gradient = both_ops(p.to(torch.bfloat16).to(torch.float32), impl)
+    with torch.autocast(p.weight.device.type, torch.bfloat16):
+        ours, scored, ours_gradient = both_ops(p, impl)
+        logits = torch.nn.functional.linear(p.student, p.weight, p.bias).float()
+    assert logits.dtype == torch.float32 and all(x.dtype == torch.float32 for x in (*ours, *scored, ours_gradient))
+    rounded = logits.log_softmax(-1).gather(1, p.targets[:, None])[:, 0]
+    for values in (ours, scored):
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+        assert 100 * (values[0] - expected[0]).abs().max() < (rounded - expected[0]).abs().max()
+    torch.testing.assert_close(ours_gradient, gradient, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("impl", ALL)
+def test_fp32_operands_with_autocast_off_inside(impl):
+    """What TRL's `cast_lm_head_to_fp32` asks for under mixed precision: nothing is rounded, in either pass."""
+    p = problem(9, 16, 67, bias=True, dtype=torch.float32).to(device_of(impl))
+    device = p.weight.device.type
+    expected, expected_gradients = both_ops(p, impl), solve(p, impl=impl).gradients
+    with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
+        ours, gradients = both_ops(p, impl), solve(p, impl=impl).gradients
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_backward_pass_rounds_as_the_forward_pass_did(impl):
+    """A trainable head's logits are made again in the backward pass, which runs outside of autocast."""
+    p = problem(9, 16, 67, dtype=torch.float32).to(device_of(impl))
+    leaves = [t.requires_grad_() for t in (p.student, p.weight)]
+    with torch.autocast(p.weight.device.type, torch.bfloat16):
+        logps, _ = linear_logps(*leaves, p.targets, impl=impl)
+    ours = torch.autograd.grad(logps.sum(), leaves)
+    rounded = [t.detach().bfloat16().float().requires_grad_() for t in leaves]
+    expected = torch.autograd.grad(linear_logps(*rounded, p.targets, impl="torch")[0].sum(), rounded)
+    exact = torch.autograd.grad(linear_logps(*leaves, p.targets, impl="torch")[0].sum(), leaves)
+    tolerance = 1e-5 if p.weight.device.type == "cpu" else 1e-2  # on CUDA the gradient's own operands are bf16
+    for mine, same, other in zip(ours, expected, exact, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, same, rtol=tolerance, atol=tolerance)
+        assert (mine - other).abs().max() > 10 * (mine - same).abs().max()
 
 
 @pytest.mark.parametrize("impl", ALL)

@@ -1,5 +1,6 @@
 """`output_head` against the logits that transformers' own models return."""
 
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import transformers
 from torch.nn.functional import linear
 
-from trl_selfdistill.ops import output_head
+from trl_selfdistill.ops import linear_logps, output_head
 from trl_selfdistill.ops.head import logit_settings
 
 SMALL = {
@@ -117,26 +118,37 @@ def test_fsdp2_head_is_gathered_with_gradient(tmp_path):
         assert isinstance(module.weight.grad, DTensor)
         weight: Any = module.weight
         torch.testing.assert_close(weight.grad.full_tensor(), 2 * weight.full_tensor().detach())
+        # Logits made again in the backward pass, after the block.
+        hidden, targets = torch.randn(5, 4), torch.arange(5)
+        module.weight.grad = None
+        with output_head(model_with(module)) as head:
+            logps, _ = linear_logps(hidden, head.weight, targets)
+        logps.sum().backward()
+        plain = weight.full_tensor().detach().requires_grad_()
+        linear_logps(hidden, plain, targets)[0].sum().backward()
+        torch.testing.assert_close(weight.grad.full_tensor(), plain.grad)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_zero3_gathers_only_what_is_partitioned(monkeypatch):
-    """DeepSpeed's interface replaced by a record of what it is asked to gather."""
+def fake_deepspeed(monkeypatch, gathered_parameters) -> SimpleNamespace:
+    """DeepSpeed's interface with a stand-in for `GatheredParameters`. Returns its states of a parameter."""
     import sys
-    from contextlib import nullcontext
 
     status = SimpleNamespace(AVAILABLE=1, NOT_AVAILABLE=2)
-    asked = []
-    gathered = SimpleNamespace(GatheredParameters=lambda params: asked.append(params) or nullcontext())
-    parameters = SimpleNamespace(ZeroParamStatus=status)
     for name, module in {
-        "deepspeed": SimpleNamespace(zero=gathered),
+        "deepspeed": SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gathered_parameters)),
         "deepspeed.runtime": SimpleNamespace(),
         "deepspeed.runtime.zero": SimpleNamespace(),
-        "deepspeed.runtime.zero.partition_parameters": parameters,
+        "deepspeed.runtime.zero.partition_parameters": SimpleNamespace(ZeroParamStatus=status),
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
+    return status
+
+
+def test_zero3_gathers_only_what_is_partitioned(monkeypatch):
+    asked = []
+    status = fake_deepspeed(monkeypatch, lambda params: asked.append(params) or nullcontext())
     module: Any = torch.nn.Linear(4, 7)
     module.weight.ds_id, module.weight.ds_status = 0, status.NOT_AVAILABLE
     module.bias.ds_id, module.bias.ds_status = 1, status.AVAILABLE
@@ -144,3 +156,33 @@ def test_zero3_gathers_only_what_is_partitioned(monkeypatch):
         assert head.weight is module.weight
     assert len(asked) == 1
     assert asked[0][0] is module.weight and len(asked[0]) == 1
+
+
+def test_zero3_head_is_gathered_again_in_the_backward_pass(monkeypatch):
+    """At the end of the block the parameter is partitioned: its memory is gone until the backward pass asks for it."""
+    module: Any = torch.nn.Linear(4, 7)
+    whole = {p: p.detach().clone() for p in module.parameters()}
+    count = 0
+
+    @contextmanager
+    def gathered(params):
+        nonlocal count
+        count += 1
+        for p in params:
+            p.data, p.ds_status = whole[p].clone(), status.AVAILABLE
+        yield
+        for p in params:
+            p.data, p.ds_status = torch.empty(0), status.NOT_AVAILABLE
+
+    status = fake_deepspeed(monkeypatch, gathered)
+    for i, p in enumerate(module.parameters()):
+        p.ds_id, p.ds_status, p.data = i, status.NOT_AVAILABLE, torch.empty(0)
+    hidden, targets = torch.randn(5, 4, requires_grad=True), torch.arange(5)
+    with output_head(model_with(module)) as head:
+        logps, entropy = linear_logps(hidden, head.weight, targets, bias=head.bias)
+    assert count == 1 and module.weight.numel() == 0
+    ours = torch.autograd.grad((logps + 0.1 * entropy).sum(), (hidden, module.weight, module.bias))
+    assert count == 2 and module.weight.numel() == 0
+    plain = [t.clone().requires_grad_() for t in (hidden.detach(), *whole.values())]
+    logps, entropy = linear_logps(plain[0], plain[1], targets, bias=plain[2])
+    torch.testing.assert_close(ours, torch.autograd.grad((logps + 0.1 * entropy).sum(), plain))

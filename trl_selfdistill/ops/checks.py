@@ -58,7 +58,7 @@ def check_kinds(given: Mapping[str, Any], optional: set[str]) -> None:
         if name == "targets":
             if value.dtype is torch.bool or value.is_floating_point() or value.is_complex():
                 raise ValueError(f"targets must be token ids of an integer dtype, got {value.dtype}.")
-        elif not value.is_floating_point():
+        elif name != "token_weights" and not value.is_floating_point():
             raise ValueError(f"{name} must have a floating-point dtype, got {value.dtype}.")
 
 

@@ -37,7 +37,8 @@ def output_head(model: Any) -> Iterator[Head]:
     """Yield the `Head` of a causal LM (`get_output_embeddings()` and `config`), gathered for the length of the block.
 
     Gradients reach the parameter: the backward of an FSDP2 gather reduce-scatters, and under ZeRO-3 the tensor is the
-    parameter itself. ZeRO-3 partitions it again at the end of the block, so compute the loss inside.
+    parameter itself. ZeRO-3 partitions it again at the end of the block, so compute the loss inside; what needs the
+    head in the backward pass (`linear_logps`) gathers it again.
 
     Args:
         model: the causal LM itself, not its PEFT wrapper.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .projection import operand_dtypes
 from .types import LOGIT_FLOOR, Settings, token_scale
 
 
@@ -14,8 +15,11 @@ def head_log_probs(
     hidden: Float[Tensor, "N H"], weight: Float[Tensor, "V H"], bias: Float[Tensor, " V"] | None, settings: Settings
 ) -> Float[Tensor, "N V"]:
     """log softmax(softcap * tanh((h W^T + b) * logit_scale / softcap) / temperature), in fp32 (fp64 if given fp64)."""
-    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    rounded, _ = operand_dtypes(hidden, weight)
+    full = torch.promote_types(rounded, torch.float32)
+    operands = [None if x is None else x.to(rounded).to(full) for x in (hidden, weight, bias)]
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round the logits
+        logits = F.linear(*operands)
     logits = logits.clamp(min=LOGIT_FLOOR) * settings.logit_scale
     if settings.softcap is not None:
         logits = settings.softcap * torch.tanh(logits / settings.softcap)
