@@ -71,8 +71,8 @@ class GoldColumns:
         if self.needed_by is not None:
             raise ValueError(
                 f"context={self.needed_by!r} needs a dataset column {self._column!r}{other} with the gold solution, "
-                f"but {dataset} has {sorted(names)}.{did_you_mean(self._column, names)} Set privileged_context_column to "
-                "the right one, use context='peer', or pass a context_builder."
+                f"but {dataset} has {sorted(names)}.{did_you_mean(self._column, names)} Set privileged_context_column "
+                "to the right one, use context='peer', or pass a context_builder."
             )
         if chosen and training:
             raise ValueError(
