@@ -70,7 +70,7 @@ def assert_same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) ->
     assert not different, f"{len(different)} tensors differ, the first is {different[0]}"
 
 
-def run_script(*arguments: str, processes: int = 1, timeout: int = 300, **environment: str) -> str:
+def run_script(*arguments: str, processes: int = 1, timeout: int = 900, **environment: str) -> str:
     """Run a Python script of the tests in new processes (`torchrun` for more than one); its standard output."""
     launcher = [sys.executable]
     if processes > 1:
@@ -113,7 +113,7 @@ def run_trainer_main(job_file: str) -> None:
 
 
 def wait(process: multiprocessing.process.BaseProcess) -> None:
-    process.join(timeout=300)
+    process.join(timeout=900)
     assert process.exitcode == 0, f"the training process ended with {process.exitcode}; its output is beside its job"
 
 

@@ -86,7 +86,7 @@ def test_formulas_are_shown_in_a_browser(site, tmp_path):
     for page, count in with_formulas.items():
         flags = [f"--{flag}" for flag in (*FLAGS, f"user-data-dir={tmp_path / page.stem}", "dump-dom")]
         command = [str(CHROMIUM), *flags, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert "CONSOLE" not in done.stderr, done.stderr
         assert done.stdout.count('class="katex"') == count, page.name
         assert "katex-error" not in done.stdout

@@ -141,7 +141,7 @@ def gradient(trainer: Any, advantages: torch.Tensor) -> torch.Tensor:
     batch["old_per_token_logps"] = now + 0.05 * torch.randn_like(now)
     trainer.model.train().zero_grad()
     trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(trainer.model, batch).backward()
+    trainer.policy_loss(trainer.model, batch).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 

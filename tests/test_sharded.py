@@ -168,7 +168,7 @@ def launch(kind: str, folder: Path, model_dir: Path) -> None:
     refused = [(name, cell) for name, (where, cell, _) in REFUSED.items() if where == kind]
     jobs += [write_cell(kind, folder, model_dir, name, cell, refused=True) for name, cell in refused]
     processes = 1 if kind == "one" else 2
-    run_script("tests/scripts/run_trainer.py", *jobs, processes=processes, timeout=400)
+    run_script("tests/scripts/run_trainer.py", *jobs, processes=processes, timeout=1800)
 
 
 @pytest.fixture(scope="session")

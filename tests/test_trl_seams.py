@@ -140,3 +140,25 @@ def test_the_loss_takes_token_advantages(model_dir, tokenizer, tmp_path):
     plain = trainer._compute_loss(trainer.model, batch)
     batch["advantages"] = batch["advantages"].unsqueeze(1).expand_as(batch["completion_ids"])
     assert torch.equal(trainer._compute_loss(trainer.model, batch), plain)
+
+
+def test_the_loss_reads_the_advantages_after_it_asked_for_log_probs(model_dir, tokenizer, tmp_path):
+    """Token signals are shaped in between."""
+    trainer = build(GRPOTrainer, GRPOConfig(**settings(tmp_path)), str(model_dir), tokenizer)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[i // 4] for i in range(8)])
+    order, ask = [], trainer._get_per_token_logps_and_entropies
+
+    class Watched(dict):
+        def __getitem__(self, key):
+            order.append(key)
+            return super().__getitem__(key)
+
+    def asking(*args, **kwargs):
+        order.append("log-probs")
+        return ask(*args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = asking
+    trainer._compute_loss(trainer.model, Watched(batch))
+    assert order.count("log-probs") == 1
+    assert order.index("log-probs") < order.index("advantages")

@@ -81,7 +81,7 @@ def test_a_trainer_cuts_what_its_model_cannot_hold(model, tokenizer, tmp_path):
 def test_a_model_without_a_window_has_no_limit(model, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
     assert build(RLRTTrainer, config, model, tokenizer).collator.window == 512
-    del model.config.max_position_embeddings
+    model.config.max_position_embeddings = None
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="A teacher prompt")
         assert build(RLRTTrainer, config, model, tokenizer).collator.window is None

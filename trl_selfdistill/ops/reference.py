@@ -17,9 +17,9 @@ def head_log_probs(
     """log softmax(softcap * tanh((h W^T + b) * logit_scale / softcap) / temperature), in fp32 (fp64 if given fp64)."""
     rounded, _ = operand_dtypes(hidden, weight)
     full = torch.promote_types(rounded, torch.float32)
-    operands = [None if x is None else x.to(rounded).to(full) for x in (hidden, weight, bias)]
+    hidden, weight = hidden.to(rounded).to(full), weight.to(rounded).to(full)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the logits
-        logits = F.linear(*operands)
+        logits = F.linear(hidden, weight, None if bias is None else bias.to(rounded).to(full))
     logits = logits.clamp(min=LOGIT_FLOOR) * settings.logit_scale
     if settings.softcap is not None:
         logits = settings.softcap * torch.tanh(logits / settings.softcap)

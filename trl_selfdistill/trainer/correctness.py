@@ -31,7 +31,7 @@ class Correctness:
 
     names: tuple[str, ...]
     threshold: float
-    function: Callable[[Rewards], bool | None] | None = None
+    function: Callable[..., Any] | None = None
 
     def judge(self, rewards: Rewards) -> Verdict:
         if self.function is not None:

@@ -49,7 +49,7 @@ class DataChecks:
                 raise ValueError(_no_prompt(name, columns))
             gold = self.gold.add(name, columns, training=training)
             if is_stored(dataset):
-                self._check_stored(name, dataset, [c for c in ("prompt", gold) if c in columns])
+                self._check_stored(name, dataset, [c for c in ("prompt", gold) if c is not None and c in columns])
             elif row is not None:
                 self.check_rows(name, [row])
             if training and isinstance(dataset, Dataset):
@@ -60,7 +60,7 @@ class DataChecks:
         for row in rows:
             self._check_row(row, f"A row of {name}")
 
-    def _check_row(self, row: Mapping[str, Any], where: str) -> str | None:
+    def _check_row(self, row: Any, where: str) -> str | None:
         if "prompt" in row or not self._owns_prompts:
             check_prompt(row.get("prompt"), placement=self._args.context_placement, where=where)
         return self.gold.of(row, where=where)

@@ -182,9 +182,9 @@ class DivergenceTrainer(SelfDistillTrainer):
     def _spread(self, values: dict[str, Tensor], batch: dict[str, Any]) -> TokenScores:
         """Values (N,) of the taught tokens as scores (B, T)."""
         mask = taught(batch)
-        empty = torch.zeros(mask.shape, device=mask.device)
+        spread: Any = {name: torch.zeros(mask.shape, device=mask.device) for name in values}
         return TokenScores(
-            **{name: empty.masked_scatter(mask, value.float()) for name, value in values.items()},
+            **{name: zeros.masked_scatter(mask, values[name].float()) for name, zeros in spread.items()},
             mask=mask,
             correct=batch["correct"],
             median_entropy=float("nan"),

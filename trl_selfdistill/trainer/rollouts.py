@@ -57,7 +57,7 @@ class Setting:
     reward_names: list[str]
     reward_weights: Float[Tensor, " F"]
     end_ids: set[int]
-    max_length: int
+    max_length: int | None
     group_size: int
     seed: str
     """Names the batch."""
@@ -79,12 +79,12 @@ def lesson_tensors(lesson: Lesson, device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def is_finished(ids: list[int], end_ids: set[int], max_length: int) -> bool:
+def is_finished(ids: list[int], end_ids: set[int], max_length: int | None) -> bool:
     """Whether a completion was not cut off: it has an end or pad token last, or is shorter than the limit.
 
     A rollout that a stop string or a `rollout_func` ended earlier has no end token, and is finished.
     """
-    return bool(ids) and (ids[-1] in end_ids or len(ids) < max_length)
+    return bool(ids) and (ids[-1] in end_ids or max_length is None or len(ids) < max_length)
 
 
 def ends_with_tool(completion: Any) -> bool:
@@ -92,19 +92,24 @@ def ends_with_tool(completion: Any) -> bool:
     return isinstance(completion, list) and bool(completion) and completion[-1].get("role") == "tool"
 
 
-def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
-    """The rollouts of this process, with what their whole groups know, which may straddle processes."""
-    texts = [completion_text(completion) for completion in batch.completions]
+def judged(batch: Batch, setting: Setting, by_name: list[dict[str, float | None]]) -> list[Outcome]:
+    """What every process knows of the rollouts of all of them, in global order. `by_name` are their rewards."""
     ended = [is_finished(ids, setting.end_ids, setting.max_length) for ids in batch.completion_ids]
     # What ends with a tool's result was cut off before the model could answer.
     finished = [done and not ends_with_tool(c) for done, c in zip(ended, batch.completions, strict=True)]
     shown = [completion_text(completion, thinking=setting.keeps_thinking) for completion in batch.completions]
     local = list(zip(shown, finished, batch.golds, strict=True))
-    by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
     outcomes = []
     for (text, done, gold), rewards in zip(gather_object(local), by_name, strict=True):
         verdict = setting.correctness.judge(rewards)
         outcomes.append(Outcome(text, done, verdict.passed, verdict.assessed and setting.assesses, gold))
+    return outcomes
+
+
+def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
+    """The rollouts of this process, with what their whole groups know, which may straddle processes."""
+    by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
+    outcomes = judged(batch, setting, by_name)
     groups = make_groups(outcomes, setting.group_size, setting.seed)
     totals = (batch.rewards * setting.reward_weights.to(batch.rewards.device)).nansum(dim=1)
     totals = totals.masked_fill(batch.rewards.isnan().all(dim=1), torch.nan).tolist()
@@ -115,7 +120,7 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
         rollouts.append(
             Rollout(
                 row=row,
-                completion=texts[i],
+                completion=completion_text(batch.completions[i]),
                 correct=outcome.correct,
                 gold=outcome.gold,
                 assessed=outcome.assessed,
