@@ -42,4 +42,5 @@ def router_loss(model: Any, out: Any, attention_mask: Tensor) -> Tensor:
             "router_aux_loss_coef=0."
         )
     top_k = model.config.get_text_config().num_experts_per_tok
-    return load_balancing_loss_func(logits, logits[0].size(-1), top_k, attention_mask)
+    loss: Any = load_balancing_loss_func(logits, logits[0].size(-1), top_k, attention_mask)  # 0 without any logits
+    return loss
