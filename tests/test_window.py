@@ -1,10 +1,9 @@
 """A teacher prompt that is longer than the model's window loses the middle of its context, and the run says so."""
 
-import warnings
-
 import pytest
 from helpers import build, distill_settings, sums, watch_signals
 from tiny_policy import build_tokenizer
+from transformers import MambaConfig, MambaForCausalLM
 
 from trl_selfdistill import PrivilegedContextCollator, RLRTConfig, RLRTTrainer
 
@@ -78,10 +77,9 @@ def test_a_trainer_cuts_what_its_model_cannot_hold(model, tokenizer, tmp_path):
     assert trainer.state.log_history[0]["self_distill/context_truncated"] == 1.0
 
 
-def test_a_model_without_a_window_has_no_limit(model, tokenizer, tmp_path):
+def test_the_window_is_the_models_and_a_model_without_one_has_no_limit(model, tokenizer, tmp_path):
     config = RLRTConfig(**distill_settings(tmp_path, context="gold"))
     assert build(RLRTTrainer, config, model, tokenizer).collator.window == 512
-    model.config.max_position_embeddings = None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="A teacher prompt")
-        assert build(RLRTTrainer, config, model, tokenizer).collator.window is None
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    endless = MambaForCausalLM(MambaConfig(**shape, eos_token_id=tokenizer.eos_token_id))
+    assert build(RLRTTrainer, config, endless, tokenizer).collator.window is None
