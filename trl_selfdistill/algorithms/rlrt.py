@@ -100,8 +100,8 @@ class RLRTTrainer(TokenSignalTrainer):
     The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function `Rollout -> str | None` that
     takes the place of `args.context`. `args` is an [`RLRTConfig`]; a plain [`~trl.GRPOConfig`] gets RLRT's defaults.
 
-    Differs: a rollout is never its own context and one peer is drawn per group (the paper does not say); the teacher has
-    the live weights by default (likewise).
+    Differs: a rollout is never its own context and one peer is drawn per group (the paper does not say); the teacher
+    has the live weights by default (it does not say that either).
 
     Example:
 
