@@ -7,7 +7,7 @@ from helpers import build, distill_settings, sums, watch_signals
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill.trainer.correctness import make_correctness, rewards_by_name
-from trl_selfdistill.trainer.rollouts import is_finished
+from trl_selfdistill.trainer.rollouts import feedback_of, is_finished
 
 
 def judge(wanted, rewards, threshold=1.0):
@@ -121,6 +121,13 @@ def test_a_right_answer_that_was_cut_off_is_not_called_incorrect(model_dir, toke
 def telling(completions, log_extra, **kwargs):
     log_extra("feedback", [f"said {i}" for i in range(len(completions))])
     return [1.0] * len(completions)
+
+
+def test_a_feedback_column_that_is_not_there_is_refused():
+    assert feedback_of([{"a": "x"}, {"a": None}], "a", []) == ["x", None]
+    assert feedback_of([{}, {}], None, ["told"]) == ["told", None]
+    with pytest.raises(ValueError, match=r"feedback_column='b' is not a column of the dataset, which has \['a'\]"):
+        feedback_of([{"a": "x"}], "b", [])
 
 
 def test_feedback_of_the_reward_reaches_the_rollout(model_dir, tokenizer, tmp_path):

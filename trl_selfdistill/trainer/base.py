@@ -196,13 +196,12 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # The one place that sees rows, texts and the rewards of all processes. Consumed before the caller returns.
         told = self._told or self._pending_extra_logs.get("feedback") or []
-        column = self.args.feedback_column
-        feedback = [row.get(column) for row in inputs] if column else [*told, *[None] * (len(inputs) - len(told))]
         golds = [self._data.gold.of(row) for row in inputs]
-        batch = Batch(inputs, prompts, completions, completion_ids_list, golds, feedback, rewards)
+        batch = Batch(inputs, prompts, completions, completion_ids_list, golds, told, rewards)
         setting = Setting(
             correctness=self._correctness,
             assesses=self._assesses,
+            feedback_column=self.args.feedback_column,
             reward_names=self.reward_func_names,
             reward_weights=self.reward_weights,
             end_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},

@@ -42,7 +42,8 @@ class Batch:
     completions: Sequence[Any]
     completion_ids: Sequence[list[int]]
     golds: Sequence[str | None]
-    feedback: Sequence[str | None]
+    told: Sequence[str | None]
+    """What the reward or the `rollout_func` said of the completions."""
     rewards: Float[Tensor, "N F"]
     """Of all processes, in global order."""
 
@@ -54,6 +55,7 @@ class Setting:
     correctness: Correctness
     assesses: bool
     """Whether the rewards are the user's; an algorithm that needs none has a stand-in."""
+    feedback_column: str | None
     reward_names: list[str]
     reward_weights: Float[Tensor, " F"]
     end_ids: set[int]
@@ -110,6 +112,7 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
     """The rollouts of this process, with what their whole groups know, which may straddle processes."""
     by_name = [rewards_by_name(values, setting.reward_names) for values in batch.rewards]
     outcomes = judged(batch, setting, by_name)
+    feedback = feedback_of(batch.rows, setting.feedback_column, batch.told)
     groups = make_groups(outcomes, setting.group_size, setting.seed)
     totals = (batch.rewards * setting.reward_weights.to(batch.rewards.device)).nansum(dim=1)
     totals = totals.masked_fill(batch.rewards.isnan().all(dim=1), torch.nan).tolist()
@@ -132,7 +135,7 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
                 group_size=setting.group_size,
                 finished=outcome.finished,
                 passed=outcome.passed,
-                feedback=batch.feedback[i],
+                feedback=feedback[i],
                 reward=totals[index],
                 rewards=by_name[index],
                 prompt=batch.prompts[i],
@@ -155,6 +158,21 @@ def remembering(rollout_func: Callable[..., Any] | None, told: list[Any]) -> Cal
         return output
 
     return wrapped
+
+
+def feedback_of(rows: Sequence[Any], column: str | None, told: Sequence[Any]) -> list[Any]:
+    """Feedback for each row: of the dataset `column` where one is named, else what was `told` of the completions.
+
+    Raises `ValueError` where the named column is not there.
+    """
+    if column is None:
+        return [*told, *[None] * (len(rows) - len(told))]
+    if any(column not in row for row in rows):
+        raise ValueError(
+            f"feedback_column={column!r} is not a column of the dataset, which has {sorted(rows[0])}. Name another "
+            "one, or None for what the reward or the rollout_func says of each completion."
+        )
+    return [row[column] for row in rows]
 
 
 def drop_rewards(metrics: dict[str, Any]) -> None:
