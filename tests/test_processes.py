@@ -199,7 +199,8 @@ def test_one_two_and_four_processes_agree_on_the_gate(model_dir, tmp_path):
     for other in others:
         assert_same_gate(one, other)
         for name in ("antisd/strength", "self_distill/teacher_entropy_median"):
-            assert [e[name] for e in other.log] == pytest.approx([e[name] for e in one.log], abs=1e-6)
+            # Relative as well: entropies of 1.7 nats in float32, whose last digits depend on the processor.
+            assert [e[name] for e in other.log] == pytest.approx([e[name] for e in one.log], rel=1e-6, abs=1e-6)
 
 
 def test_a_resumed_gate_keeps_the_warm_up_that_it_was_measured_with(model_dir, tokenizer, tmp_path):
