@@ -52,6 +52,7 @@ def rollouts(keeps_thinking: bool, texts: list[str], rewards: list[float]):
     setting = Setting(
         correctness=make_correctness(None, 1.0, ["r"]),
         assesses=True,
+        feedback_column=None,
         reward_names=["r"],
         reward_weights=torch.ones(1),
         end_ids={1},
