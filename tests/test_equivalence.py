@@ -36,9 +36,10 @@ VARIANTS = [
 @pytest.mark.parametrize("lora", [False, True])
 def test_strength_zero_is_grpo_bit_for_bit(overrides, lora, model_dir, tokenizer, tmp_path):
     runs = []
+    ours = {**distill_settings(tmp_path, max_steps=5), **overrides, "rlrt_strength": 0.0, "policy_logps": "trl"}
     for trainer_class, config in (
         (GRPOTrainer, GRPOConfig(**settings(tmp_path, max_steps=5) | overrides)),
-        (RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, max_steps=5) | overrides, rlrt_strength=0.0)),
+        (RLRTTrainer, RLRTConfig(**ours)),
     ):
         peft = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1) if lora else None
         trainer = build(trainer_class, config, str(model_dir), tokenizer, peft_config=peft)
@@ -163,7 +164,10 @@ def test_the_base_teacher_of_a_preloaded_adapter_leaves_grpos_random_numbers_alo
     runs = []
     for trainer_class, config in (
         (GRPOTrainer, GRPOConfig(**settings(tmp_path))),
-        (RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, teacher_model_kind="base"), rlrt_strength=0.0)),
+        (
+            RLRTTrainer,
+            RLRTConfig(**distill_settings(tmp_path, teacher_model_kind="base", policy_logps="trl"), rlrt_strength=0.0),
+        ),
     ):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)

@@ -408,7 +408,9 @@ def test_modes_and_adapter_come_back_when_the_forward_raises(kind, model, tokeni
     norm = trainer.model.base_model.model.model.norm
     hook = norm.register_forward_pre_hook(broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        completion_logps(trainer, trainer.teacher, batch, batch["prompt_ids"], batch["prompt_mask"], [0])
+        completion_logps(
+            trainer, trainer.teacher, batch, batch["prompt_ids"], batch["prompt_mask"], torch.arange(8) == 0
+        )
     hook.remove()
     assert {name: module.training for name, module in trainer.model.named_modules()} == modes
     assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == gradients

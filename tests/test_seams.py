@@ -12,6 +12,7 @@ from test_contract import Wrong, WrongConfig
 from trl_selfdistill import OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill.maths import paced_weights
 from trl_selfdistill.trainer import DivergenceTrainer, divergence
+from trl_selfdistill.trainer.arguments import configuration_of
 
 
 class TwoViews(Wrong):
@@ -174,7 +175,7 @@ def test_a_config_with_a_subclass_or_a_factory(model_dir, tokenizer, tmp_path):
         words: list = field(default_factory=lambda: ["wait"], metadata={"help": "Words."})
 
     plain = GRPOConfig(**settings(tmp_path))
-    args = WithFactory.for_trainer(plain, "model", "Wrong")
+    args = configuration_of(WithFactory, plain, "model", "Wrong")
     assert args.words == ["wait"]
 
 

@@ -11,9 +11,9 @@ from trl_selfdistill.settings import (
     TEACHER_KINDS,
     check_context,
     check_row_weight,
+    check_scoring,
     check_teacher,
     check_types,
-    default_of,
     warn_of_saves_inside_a_batch,
 )
 
@@ -64,6 +64,14 @@ class SelfDistillConfig(GRPOConfig):
             Optimiser steps between updates of the `"ema"` teacher.
         teacher_ema_dtype (`str`, *optional*, defaults to `"float32"`):
             Precision in which the `"ema"` teacher's weights are kept, `"float32"` or `"bfloat16"`.
+
+    > Parameters that control how log-probabilities are made
+
+        policy_logps (`str`, *optional*, defaults to `"fused"`):
+            Where GRPO's own log-probabilities and entropies come from: `"fused"` (our op, float32 logits, positions
+            counted from the attention mask) or `"trl"` (TRL's head, rounded to the model's precision).
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            Encode a teacher's prompt once for all rows that have it, where the model's cache allows it.
 
     > Parameters that control correctness and logging
 
@@ -136,6 +144,16 @@ class SelfDistillConfig(GRPOConfig):
         default="float32",
         metadata={"help": "Precision of the 'ema' teacher's weights.", "choices": ["float32", "bfloat16"]},
     )
+    policy_logps: str = field(
+        default="fused",
+        metadata={
+            "help": "GRPO's log-probabilities: 'fused' (our op, float32 logits) or 'trl' (TRL's head).",
+            "choices": ["fused", "trl"],
+        },
+    )
+    shared_prefix: bool = field(
+        default=True, metadata={"help": "Encode a teacher's prompt once for all rows that have it."}
+    )
     correctness_reward: Any = field(
         default=None,
         metadata={"help": "Name of the reward that tells correctness, or several with commas. None: the first one."},
@@ -167,29 +185,7 @@ class SelfDistillConfig(GRPOConfig):
         check_context(self)
         check_row_weight(self)
         check_teacher(self)
+        check_scoring(self)
 
     def set_defaults(self) -> None:
         """Fill in fields whose default depends on other fields."""
-
-    @classmethod
-    def for_trainer(cls, args: GRPOConfig | None, model: Any, trainer_name: str) -> "SelfDistillConfig":
-        """The configuration of a trainer that was given `args`: its own, a plain `GRPOConfig`, or nothing.
-
-        A script that only changes the trainer's class keeps its `GRPOConfig`. It has been resolved already (batch
-        sizes, devices), so it is copied as it is, with defaults in the fields of this package.
-
-        Raises `ValueError` for the configuration of another algorithm.
-        """
-        if args is None:
-            model_name = model if isinstance(model, str) else model.config.name_or_path
-            return cls(f"{model_name.rstrip('/').split('/')[-1]}-{trainer_name}")
-        if type(args) is cls:
-            return args
-        if isinstance(args, SelfDistillConfig):  # also a subclass, whose fields this trainer would not read
-            raise ValueError(f"{trainer_name} needs args of type {cls.__name__}, not {type(args).__name__}.")
-        new = object.__new__(cls)
-        new.__dict__.update({f.name: default_of(f) for f in fields(cls) if f.name not in args.__dict__})
-        new.__dict__.update(args.__dict__)
-        new.set_defaults()
-        new.check()
-        return new

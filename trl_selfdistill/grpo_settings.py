@@ -7,8 +7,6 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
-from trl import GRPOConfig
-
 KEEPS_TOKEN_CREDIT = ("cispo", "vespo")
 """Losses in which a token's advantage weighs that token's own gradient, whatever `importance_sampling_level` is."""
 
@@ -97,7 +95,8 @@ def check_no_policy_loss(args: Any, *, way_out: str) -> None:
 
     Raises `ValueError` that names all fields that are not at `GRPOConfig`'s default.
     """
-    defaults = {f.name: f.default for f in fields(GRPOConfig) if f.name in POLICY_LOSS_FIELDS}
+    names = (*POLICY_LOSS_FIELDS, "policy_logps")
+    defaults = {f.name: f.default for f in fields(args) if f.name in names}
     changed = [name for name, default in defaults.items() if getattr(args, name) != default]
     if changed:
         given = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)

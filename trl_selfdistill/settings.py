@@ -84,6 +84,12 @@ def check_teacher(args: Any) -> None:
         raise ValueError(f"teacher_ema_dtype={args.teacher_ema_dtype!r} must be 'float32' or 'bfloat16'.")
 
 
+def check_scoring(args: Any) -> None:
+    """Raise `ValueError` for a source of log-probabilities that does not exist."""
+    if args.policy_logps not in ("fused", "trl"):
+        raise ValueError(f"policy_logps={args.policy_logps!r} must be 'fused' or 'trl'.")
+
+
 def check_types(args: Any, fields: Iterable[Field]) -> None:
     """Raise `ValueError` for a value of another type than its field's: the string "0.5" is no number."""
     kinds = {name: kind for cls in reversed(type(args).__mro__) for name, kind in get_annotations(cls).items()}

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 
 def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[..., Any], **inputs: Any) -> Any:
@@ -34,3 +35,27 @@ def inside_forward(wrapper: nn.Module, inner: nn.Module, function: Callable[...,
 def causal_lm(model: nn.Module) -> Any:
     """The language model itself, out of its PEFT wrapper. Adapters in its layers stay active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def keep_values(exact: Tensor, hooked: Tensor) -> Tensor:
+    """The values of `exact` with the gradient going through `hooked`, what a wrapper made of it on the way out.
+
+    The gradient has to take the way of the wrapper's hooks (FSDP2, ZeRO-3). The values need not: under mixed precision
+    FSDP2 rounds what a model returns to bfloat16.
+    """
+    if hooked.dtype == exact.dtype:
+        return hooked
+    return _ValuesOf.apply(exact.detach(), hooked)  # pyright: ignore[reportReturnType]
+
+
+class _ValuesOf(torch.autograd.Function):
+    """No sum of differences, which has no value where a log-probability is -inf."""
+
+    @staticmethod
+    def forward(ctx, exact, hooked):
+        ctx.dtype = hooked.dtype
+        return exact.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, gradient.to(ctx.dtype)

@@ -1,4 +1,12 @@
-"""The arguments of all trainers, as `help(RLRTTrainer)` shows them."""
+"""The arguments of all trainers: as `help(RLRTTrainer)` shows them, and the configuration among them."""
+
+from dataclasses import fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.settings import default_of
 
 ARGUMENTS = """
 Those of [`~trl.GRPOTrainer`], and `context_builder`.
@@ -27,3 +35,28 @@ Args:
 
 Raises `ValueError` for what cannot work, naming the field and the way out.
 """
+
+
+def configuration_of(
+    config_class: type[SelfDistillConfig], args: GRPOConfig | None, model: Any, trainer_name: str
+) -> SelfDistillConfig:
+    """The configuration of a trainer that was given `args`: its own, a plain `GRPOConfig`, or nothing.
+
+    A script that only changes the trainer's class keeps its `GRPOConfig`. It has been resolved already (batch sizes,
+    devices), so it is copied as it is, with defaults in the fields of this package.
+
+    Raises `ValueError` for the configuration of another algorithm.
+    """
+    if args is None:
+        model_name = model if isinstance(model, str) else model.config.name_or_path
+        return config_class(f"{model_name.rstrip('/').split('/')[-1]}-{trainer_name}")
+    if type(args) is config_class:
+        return args
+    if isinstance(args, SelfDistillConfig):  # also a subclass, whose fields this trainer would not read
+        raise ValueError(f"{trainer_name} needs args of type {config_class.__name__}, not {type(args).__name__}.")
+    new = object.__new__(config_class)
+    new.__dict__.update({f.name: default_of(f) for f in fields(config_class) if f.name not in args.__dict__})
+    new.__dict__.update(args.__dict__)
+    new.set_defaults()
+    new.check()
+    return new

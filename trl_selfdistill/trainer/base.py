@@ -34,6 +34,7 @@ from trl_selfdistill.record.signal_log import Part, SignalLog
 from trl_selfdistill.record.token_log import TokenLog
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
+from trl_selfdistill.trainer.arguments import configuration_of
 from trl_selfdistill.trainer.build import make_collator, make_row_weight, make_teacher
 from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
@@ -57,11 +58,9 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     """Names of the teacher prompts under which a row is scored. Empty: no teacher is asked, and none costs anything."""
 
     args: SelfDistillConfig
-    model: Any  # the types that TRL and accelerate give to these are wider than what is used
-    train_dataset: Any
+    train_dataset: Any  # the type that TRL gives to it is wider than what is used
     processing_class: Any
     chat_template: Any
-    accelerator: Any
     num_generations: int
     num_generations_eval: int
     _tokenizer: Any
@@ -91,7 +90,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         environment_factory: Any = None,
         context_builder: ContextBuilder | None = None,
     ) -> None:
-        args = self.config_class.for_trainer(args, model, self._name)
+        args = configuration_of(self.config_class, args, model, self._name)
         self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
         self._assesses = reward_funcs is given
@@ -114,6 +113,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
             environment_factory=environment_factory,
         )
         self.check_policy()
+        self.prepare_scoring()
         self._build(args, first_prompts(self.train_dataset, eval_dataset), context_builder, preloaded=preloaded)
         self.set_up()
         takes_one(self.feedback, field="feedback")

@@ -12,11 +12,11 @@ from torch import Tensor
 from trl_selfdistill.maths import TokenScores
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, linear_logps, output_head
 from trl_selfdistill.record.signal_log import Part
-from trl_selfdistill.scoring.forward import causal_lm, inside_forward
+from trl_selfdistill.scoring.forward import causal_lm, inside_forward, keep_values
 from trl_selfdistill.scoring.tokens import head_precision, written
 from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
-from trl_selfdistill.trainer.hidden import completion_hidden
+from trl_selfdistill.trainer.hidden import completion_hidden, teacher_hidden
 from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 
 
@@ -95,9 +95,7 @@ class DivergenceTrainer(SelfDistillTrainer):
 
         (loss,) = inside_forward(model, self.accelerator.unwrap_model(model), student_side, batch=inputs)
         self.add_metrics(self.metric_log.means(metrics))
-        # The gradient has to take the way of the hooks (FSDP2, ZeRO-3); the value does not, which FSDP2 rounds to
-        # bfloat16 under mixed precision.
-        return replace(outputs[0], loss=outputs[0].loss.detach() + (loss - loss.detach()).float())
+        return replace(outputs[0], loss=keep_values(outputs[0].loss, loss))
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
         """Values by token whose means are logged."""
@@ -106,16 +104,9 @@ class DivergenceTrainer(SelfDistillTrainer):
     def _teacher_side(self, batch: dict[str, Any]) -> tuple[Tensor, Head | None]:
         """The teacher's hidden states (N, H), and its LM head where it is its own. In a forward of its own: the
         teacher's weights can be put in place only while no forward has them gathered."""
-        prompt = (batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])
-        hidden: list[Tensor] = []  # not returned, or FSDP2 would round it where it does not round the student's
         with self.teacher.weights(self.model) as teacher, scoring_mode(teacher):
-            inner = self.accelerator.unwrap_model(teacher)
-
-            def teacher_side(*, batch: dict[str, Any], **_: Any) -> None:
-                hidden.append(completion_hidden(self, causal_lm(inner), *prompt, batch)[0][taught(batch)])
-
-            inside_forward(teacher, inner, teacher_side, batch=batch)
-            return hidden[0], self.teacher.own_head(causal_lm(inner))
+            hidden = teacher_hidden(self, teacher, batch, taught(batch))
+            return hidden, self.teacher.own_head(causal_lm(self.accelerator.unwrap_model(teacher)))
 
     def _student_side(
         self, batch: dict[str, Any], teacher_hidden: Tensor, teacher_head: Head | None

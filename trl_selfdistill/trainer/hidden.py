@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from trl_selfdistill.scoring.forward import causal_lm, inside_forward
 from trl_selfdistill.scoring.media import media_of
+from trl_selfdistill.scoring.router import router_loss
+from trl_selfdistill.scoring.shared_prefix import Texts
 from trl_selfdistill.scoring.tokens import positions
 
 
@@ -27,20 +29,29 @@ def completion_hidden(
     return hidden, router_loss(model, out, attention_mask) if router else None
 
 
-def router_loss(model: Any, out: Any, attention_mask: Tensor) -> Tensor:
-    """Load-balancing loss of the experts, as TRL takes it: N Σ_i f_i P_i over all layers and tokens; k where balanced.
+def teacher_hidden(trainer: Any, model: Any, batch: dict[str, Any], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "N H"]:
+    """Hidden states from which `model`, shown the teacher's prompts, predicts the tokens in `mask`."""
+    inner = causal_lm(trainer.accelerator.unwrap_model(model))
+    prompt_ids, prompt_mask = batch["teacher_prompt_ids"], batch["teacher_prompt_mask"]
+    found: list[Tensor] = []  # not returned, or FSDP2 would round it where it does not round the student's
 
-    f_i is the number of times that a token goes to expert i of N (k times per token in all), P_i the mean probability
-    of expert i. Switch Transformer (https://huggingface.co/papers/2101.03961), Eq. 4 to 6.
+    def plain(*, batch: dict[str, Any], **_: Any) -> None:
+        found.append(completion_hidden(trainer, inner, prompt_ids, prompt_mask, batch)[0][mask])
 
-    Raises `ValueError` for a model that has experts and does not say how it routes.
-    """
-    logits = out.get("router_logits")
-    if logits is None:
-        raise ValueError(
-            f"{type(model).__name__} returns no router logits, from which the router's loss is made. Set "
-            "router_aux_loss_coef=0."
-        )
-    top_k = model.config.get_text_config().num_experts_per_tok
-    loss: Any = load_balancing_loss_func(logits, logits[0].size(-1), top_k, attention_mask)  # 0 without any logits
-    return loss
+    if not trainer.shares_prefix:
+        inside_forward(model, trainer.accelerator.unwrap_model(model), plain, batch=batch)
+        return found[0]
+    rows = mask.any(dim=1).nonzero().flatten()
+    own = (batch["completion_ids"][rows], batch["completion_mask"][rows])
+    fp32 = trainer.args.cast_lm_head_to_fp32
+
+    def keep(parts: list[tuple[list[int], Tensor]]) -> None:
+        size = inner.config.get_text_config().hidden_size
+        dtype = torch.float32 if fp32 or not parts else parts[0][1].dtype
+        spread = torch.zeros(*mask.shape, size, dtype=dtype, device=mask.device)
+        for places, hidden in parts:
+            spread[rows[places], : hidden.size(1)] = hidden.to(dtype)
+        found.append(spread[mask])
+
+    trainer.with_hidden(model, Texts(prompt_ids[rows], prompt_mask[rows], *own), max(1, len(rows)), keep)
+    return found[0]

@@ -8,7 +8,6 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
-from trl import GRPOTrainer
 
 from trl_selfdistill.teachers.base import Teacher
 from trl_selfdistill.teachers.ema import EMATeacher
@@ -25,11 +24,12 @@ from trl_selfdistill.trainer.checkpoint import (
     write_run,
     write_state,
 )
+from trl_selfdistill.trainer.lm_head import ExactLogpsTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class ResumableTrainer(GRPOTrainer):
+class ResumableTrainer(ExactLogpsTrainer):
     """GRPO with state of its own in every checkpoint: an algorithm's values, a teacher's weights. Abstract."""
 
     teacher: Teacher

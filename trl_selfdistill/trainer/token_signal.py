@@ -2,6 +2,9 @@
 
 The teacher is asked when the rollouts are made. The advantages are shaped when the loss is computed: TRL asks for the
 student's log-probabilities first and reads the advantages afterwards, and the algorithm works between the two.
+
+The student's side costs nothing then: it is what the loss was given, or, where the policy has moved on since it wrote
+the rollouts, what TRL kept of it as the old policy's. A pass of its own is needed where those are not exact.
 """
 
 from abc import abstractmethod
@@ -10,20 +13,31 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.utils import logging
 
 from trl_selfdistill.maths import TokenScores, ViewScores, exact_median
 from trl_selfdistill.record.signal_log import Part
-from trl_selfdistill.scoring.tokens import rows_to_score, written
+from trl_selfdistill.scoring.tokens import written
 from trl_selfdistill.teachers.base import LiveTeacher
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 from trl_selfdistill.trainer.scorer import completion_logps
+
+logger = logging.get_logger(__name__)
 
 
 class TokenSignalTrainer(SelfDistillTrainer):
     """Base of RLRT and AntiSD. Abstract: one method to write."""
 
     _in_loss: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
+    _old_entropy: Tensor | None = None  # of the first pass over the rollouts: the old policy's, where TRL asks for it
+
+    def prepare_scoring(self) -> None:
+        super().prepare_scoring()
+        reason = "policy_logps='trl' rounds them" if self.args.policy_logps == "trl" else self.noise
+        self._scores_student = reason is not None
+        own = f"in a pass of its own, because {reason}" if reason else "by GRPO's own pass"
+        logger.info(f"The student's log-probabilities for the teacher's signal are made {own}.")
 
     @abstractmethod
     def token_advantages(
@@ -42,15 +56,17 @@ class TokenSignalTrainer(SelfDistillTrainer):
         batch |= lesson_tensors(lesson, device)
         for name, view in lesson.views.items():
             prompt = (view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"])
-            rows = rows_to_score(self.accelerator, batch, view.prompts["has_context"])
-            logps, entropy = completion_logps(self, self.teacher, batch, *prompt, rows)
+            logps, entropy = completion_logps(self, self.teacher, batch, *prompt, view.prompts["has_context"])
             batch[f"view/{name}/logps"], batch[f"view/{name}/entropy"] = logps, entropy
             batch[f"view/{name}/rows"] = view.prompts["has_context"]
-        has_signal = self._has_signal(batch)
-        rows = rows_to_score(self.accelerator, batch, has_signal)
-        own_prompt = (batch["prompt_ids"], batch["prompt_mask"])
-        student = completion_logps(self, LiveTeacher(), batch, *own_prompt, rows)
-        batch["student_logps"], batch["student_entropy"] = student
+        old_entropy, self._old_entropy = self._old_entropy, None
+        if self._scores_student:
+            own_prompt = (batch["prompt_ids"], batch["prompt_mask"])
+            student = completion_logps(self, LiveTeacher(), batch, *own_prompt, self._has_signal(batch))
+            batch["student_logps"], batch["student_entropy"] = student
+        elif "old_per_token_logps" in batch:
+            assert old_entropy is not None
+            batch["student_logps"], batch["student_entropy"] = batch["old_per_token_logps"].float(), old_entropy.float()
         batch["median_entropy"] = torch.tensor(self._median_entropy(batch), dtype=torch.float64, device=device)
         return batch
 
@@ -75,9 +91,16 @@ class TokenSignalTrainer(SelfDistillTrainer):
             self._in_loss = None
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._scores_student:
+            kwargs["compute_entropy"] = True  # the head makes it in any case
         out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._in_loss is not None:
+            if "student_logps" not in self._in_loss:
+                own = {"student_logps": out[0], "student_entropy": out[1]}
+                self._in_loss |= {name: values.detach().float() for name, values in own.items()}
             self._in_loss["advantages"] = self.shape(self._in_loss)
+        elif self._old_entropy is None:
+            self._old_entropy = out[1]
         return out
 
     def shape(self, inputs: dict[str, Any]) -> Float[Tensor, "B T"]:
