@@ -15,6 +15,11 @@ def print_comparison(kind: str, shape: Shape, rows: dict[str, dict[str, Any]]) -
             f"| {variant} | {statistics.median(row['seconds']):.2f} | {row['ratio']:.2f} | {row['counted']:.2f} "
             f"| {row['counted_shared']:.2f} | {row['mb']:.0f} | {row['mb_ratio']:.2f} |"
         )
+    parts = ["teacher", "loss", "backward, optimiser, the rest"]
+    print("\n| variant |", " | ".join(parts), "|\n" + "|---" * (len(parts) + 1) + "|")
+    for variant, row in rows.items():
+        if row["shares"]:
+            print(f"| {variant} |", " | ".join(f"{row['shares'].get(part, 0.0):.0%}" for part in parts), "|")
     print(flush=True)
 
 

@@ -47,6 +47,13 @@ VARIANTS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "trl-sdft": (SDFTTrainer, SDFTConfig, {**SDFT, "distillation_mode": "sampled_token", "distillation_alpha": 1.0}),
     "trl-sdft-full": (SDFTTrainer, SDFTConfig, {**SDFT, "distillation_mode": "full_logits"}),
 }
+# Methods whose time is a part of the step.
+PARTS = {
+    "grpo": {"loss": "_compute_loss"},
+    "rlrt": {"teacher": "apply_teacher", "loss": "_compute_loss"},
+    "antisd": {"teacher": "apply_teacher", "loss": "_compute_loss"},
+    "opsd": {"teacher in the loss": "_teacher_side", "loss": "_compute_loss"},
+}
 
 
 class Rollouts:

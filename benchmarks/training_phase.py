@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from phase_tables import print_comparison, print_growth
-from phase_variants import VARIANTS, counted, trainer_of
+from phase_variants import PARTS, VARIANTS, counted, trainer_of
 from step_flops import Shape
 from transformers import PrinterCallback, TrainerCallback
 
@@ -48,11 +48,24 @@ GROWTH = ("grpo", "rlrt", "antisd", "opsd")
 
 
 class Watch(TrainerCallback):
-    """Seconds and bytes of the last training step."""
+    """Seconds and bytes of the last training step, and the seconds of some of its parts."""
 
     def __init__(self, device: str) -> None:
         self.on_cuda = device == "cuda"
         self.seconds, self.bytes = 0.0, 0
+        self.parts: dict[str, float] = {}
+
+    def time(self, trainer: Any, part: str, method: str) -> None:
+        """Count the seconds in `trainer.method` as `part`."""
+        original = getattr(trainer, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            out = original(*args, **kwargs)
+            self.parts[part] = self.parts.get(part, 0.0) + self.now() - start
+            return out
+
+        setattr(trainer, method, timed)
 
     def now(self) -> float:
         if not self.on_cuda:
@@ -67,6 +80,7 @@ class Watch(TrainerCallback):
         else:
             Path("/proc/self/clear_refs").write_text("5")
             self._before = resident("VmRSS")
+        self.parts.clear()
         self._start = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,7 +94,7 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def measure(a: argparse.Namespace, variant: str, kind: str, shape: Shape, memory: bool) -> dict[str, float]:
+def measure(a: argparse.Namespace, variant: str, kind: str, shape: Shape, memory: bool) -> dict[str, Any]:
     """One short step, then the one that counts. In a process of its own."""
     if a.device == "cpu":
         torch.set_num_threads(1)
@@ -92,18 +106,20 @@ def measure(a: argparse.Namespace, variant: str, kind: str, shape: Shape, memory
         trainer, watch = trainer_of(a, variant, kind, shape, folder), Watch(a.device)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
+        for part, method in PARTS.get(variant, {}).items():
+            watch.time(trainer, part, method)
         trainer.train()
-    return {"seconds": watch.seconds, "mb": watch.bytes / 1e6}
+    return {"seconds": watch.seconds, "mb": watch.bytes / 1e6, "parts": watch.parts}
 
 
-def apart(a: argparse.Namespace, variant: str, kind: str, shape: Shape, *, memory: bool = False) -> dict[str, float]:
+def apart(a: argparse.Namespace, variant: str, kind: str, shape: Shape, *, memory: bool = False) -> dict[str, Any]:
     """`measure` in a new process; nan where memory does not suffice. A fork has the imports done; CUDA cannot fork."""
     context = multiprocessing.get_context("fork" if a.device == "cpu" else "spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             taken = pool.submit(measure, a, variant, kind, shape, memory).result()
     except (torch.OutOfMemoryError, BrokenProcessPool):
-        taken = {"seconds": math.nan, "mb": math.nan}
+        taken = {"seconds": math.nan, "mb": math.nan, "parts": {}}
     what = f"{taken['mb']:.0f} MB" if memory else f"{taken['seconds']:.2f} s"
     print(f"  {kind:4} {variant:13} {shape}: {what}", flush=True)
     return taken
@@ -120,6 +136,7 @@ def compare(a: argparse.Namespace, kind: str, shape: Shape) -> dict[str, dict[st
     return {
         variant: {
             "seconds": [taken[variant]["seconds"] for taken in rounds],
+            "shares": shares([taken[variant] for taken in rounds]),
             "ratio": statistics.median(taken[variant]["seconds"] / taken["grpo"]["seconds"] for taken in rounds),
             "counted": counted(a, variant, kind, shape, shared=False) / base,
             "counted_shared": counted(a, variant, kind, shape, shared=True) / base,
@@ -128,6 +145,21 @@ def compare(a: argparse.Namespace, kind: str, shape: Shape) -> dict[str, dict[st
         }
         for variant in a.only
     }
+
+
+def shares(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Median share of the step in each part: the teacher, the loss without it, the rest (backward and optimiser)."""
+    found = []
+    for taken in rounds:
+        parts = dict(taken["parts"])
+        if not parts:
+            continue
+        if "teacher in the loss" in parts:
+            parts["teacher"] = parts.pop("teacher in the loss")
+            parts["loss"] -= parts["teacher"]
+        parts["backward, optimiser, the rest"] = taken["seconds"] - sum(parts.values())
+        found.append({part: seconds / taken["seconds"] for part, seconds in parts.items()})
+    return {part: statistics.median(each[part] for each in found) for part in (found[0] if found else ())}
 
 
 def growth(a: argparse.Namespace, axis: str, sizes: list[int], shape: Shape) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import phase_variants
+import shared_prefix
 import training_phase
 from step_flops import Shape, causal_pairs, step_flops
 
@@ -119,3 +120,10 @@ def test_the_script_measures_growth(tmp_path, capsys):
 
 def test_the_exponent_of_a_power_law():
     assert training_phase.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+
+
+def test_the_scoring_of_shared_prompts_is_compared(capsys):
+    shared_prefix.main(["--toy", "--prompt", "40", "--completion", "6", "--rollouts", "4", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    assert "| once |" in printed
+    assert float(printed.split()[-1]) < 1e-4
