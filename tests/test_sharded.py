@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from filelock import FileLock
-from helpers import Result, distill_settings, read_result, run_script, shared_folder, write_job
+from helpers import Result, distill_settings, read_result, run_script, shared_folder, start_trainer, wait, write_job
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -128,7 +128,7 @@ def untied(model_dir: Path, folder: Path) -> Path:
     return folder
 
 
-def write_cell(kind_name: str, folder: Path, model_dir: Path, name: str, cell: Cell, **job: Any) -> str:
+def write_cell(kind_name: str, folder: Path, model_dir: Path, name: str, cell: Cell, **job: Any) -> Path:
     kind, processes = KINDS[kind_name], 1 if kind_name == "one" else 2
     config = {
         "per_device_train_batch_size": 8 // processes,
@@ -158,7 +158,7 @@ def write_cell(kind_name: str, folder: Path, model_dir: Path, name: str, cell: C
         scripted=True,
         **job,
     )
-    return str(out / "job.json")
+    return out / "job.json"
 
 
 def launch(kind: str, folder: Path, model_dir: Path) -> None:
@@ -168,7 +168,10 @@ def launch(kind: str, folder: Path, model_dir: Path) -> None:
     refused = [(name, cell) for name, (where, cell, _) in REFUSED.items() if where == kind]
     jobs += [write_cell(kind, folder, model_dir, name, cell, refused=True) for name, cell in refused]
     processes = 1 if kind == "one" else 2
-    run_script("tests/scripts/run_trainer.py", *jobs, processes=processes, timeout=1800)
+    if kind.startswith("ZeRO"):  # DeepSpeed wants to be started by a launcher
+        run_script("tests/scripts/run_trainer.py", *map(str, jobs), processes=processes, timeout=1800)
+    else:
+        wait(start_trainer(*jobs, processes=processes), timeout=1800)
 
 
 @pytest.fixture(scope="session")
