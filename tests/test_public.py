@@ -87,6 +87,7 @@ def test_every_algorithm_has_a_page_in_the_navigation_and_a_row_in_the_readme(na
     assert (ROOT / "docs" / page).is_file()
     assert f": {page}" in (ROOT / "mkdocs.yml").read_text()
     assert f"[`{name}`](docs/{page})" in (ROOT / "README.md").read_text()
+    assert f"| [{name.removesuffix('Trainer')}]({page}) |" in (ROOT / "docs/index.md").read_text()
     assert name.removesuffix("Trainer") in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -49,6 +49,13 @@ def check_context(args: Any) -> None:
             f"context={args.context!r} shows the teacher another rollout of the prompt, but num_generations=1 makes "
             "none. Set num_generations to at least 2, or context='gold'."
         )
+    asks_itself = args.context == "none" and args.teacher_model_kind == "live"
+    if asks_itself and args.teacher_chat_template_kwargs in (None, args.chat_template_kwargs):
+        warnings.warn(
+            "context='none' with teacher_model_kind='live' asks the policy what it thinks of itself: the signal is 0. "
+            "As a control, give the teacher other weights (teacher_model_kind) or other teacher_chat_template_kwargs.",
+            stacklevel=2,
+        )
     if args.context == "other_gold" and args.generation_batch_size <= args.num_generations:
         raise ValueError(
             "context='other_gold' shows the teacher the solution of another problem of the batch, but "

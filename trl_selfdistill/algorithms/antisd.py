@@ -30,7 +30,7 @@ def antisd_advantages(
 
     Args:
         advantages: group-normalised advantage A of each rollout; the term stays where A = 0.
-        log_ratio: u_t = t_t - s_t in nats (`signals.log_ratio`).
+        log_ratio: u_t = t_t - s_t in nats (`maths.log_ratio`).
         strength: lambda, at least 0; 0 is GRPO.
 
     Returns token advantages, detached. A token's bonus is at most strength * log(2) / 2; its penalty is not bounded.
@@ -111,8 +111,9 @@ class AntiSDConfig(SelfDistillConfig):
 class AntiSDTrainer(TokenSignalTrainer):
     """GRPO with AntiSD's token advantages and its entropy gate.
 
-    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function `Rollout -> str | None` that
-    takes the place of `args.context`. `args` is an [`AntiSDConfig`]; a plain [`~trl.GRPOConfig`] gets its defaults.
+    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function
+    `Rollout -> Context | str | None` that takes the place of `args.context`. `args` is an [`AntiSDConfig`]; a
+    plain [`~trl.GRPOConfig`] gets its defaults.
 
     Differs: a rollout is never its own context (the paper does not say); the gate opens right after the warm-up, whose
     entropies are joined by their median (likewise); rows with neither peer nor solution, or no reward, have no term.

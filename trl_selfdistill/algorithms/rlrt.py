@@ -41,7 +41,7 @@ def rlrt_advantages(
 
     Args:
         advantages: group-normalised advantage A of each rollout.
-        log_ratio: u_t = t_t - s_t in nats (`signals.log_ratio`), 0 where there is no teacher.
+        log_ratio: u_t = t_t - s_t in nats (`maths.log_ratio`), 0 where there is no teacher.
         correct: raw correctness; wrong rollouts stay plain GRPO. Without this gate training diverges.
         strength: lambda in [0, 1]; 0 is GRPO.
         clip: epsilon_w in (0, 1].
@@ -97,8 +97,9 @@ class RLRTConfig(SelfDistillConfig):
 class RLRTTrainer(TokenSignalTrainer):
     """GRPO with RLRT's token advantages.
 
-    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function `Rollout -> str | None` that
-    takes the place of `args.context`. `args` is an [`RLRTConfig`]; a plain [`~trl.GRPOConfig`] gets RLRT's defaults.
+    The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function
+    `Rollout -> Context | str | None` that takes the place of `args.context`. `args` is an [`RLRTConfig`]; a
+    plain [`~trl.GRPOConfig`] gets RLRT's defaults.
 
     Differs: a rollout is never its own context and one peer is drawn per group (the paper does not say); the teacher
     has the live weights by default (it does not say that either).
