@@ -79,9 +79,7 @@ class Rollouts:
         return [(ids[:WARM_UP] if first else ids)[:-1] + self._end for ids in self.completion_ids]
 
     def for_grpo(self, prompts: list[Any], *_: Any, **__: Any) -> dict[str, Any]:
-        completions = self.next()
-        logprobs = [[[0.0] for _ in ids] for ids in completions]
-        return {"prompt_ids": [self.prompt_ids] * len(prompts), "completion_ids": completions, "logprobs": logprobs}
+        return {"prompt_ids": [self.prompt_ids] * len(prompts), "completion_ids": self.next(), "logprobs": None}
 
 
 def model_of(a: argparse.Namespace) -> LlamaForCausalLM:

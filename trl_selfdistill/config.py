@@ -8,12 +8,10 @@ from trl import GRPOConfig
 
 from trl_selfdistill.context.builders import BUILTIN
 from trl_selfdistill.settings import (
+    SAMPLER_ACTIONS,
     TEACHER_KINDS,
-    check_context,
-    check_row_weight,
-    check_scoring,
-    check_teacher,
     check_types,
+    check_values,
     warn_of_saves_inside_a_batch,
 )
 
@@ -72,6 +70,12 @@ class SelfDistillConfig(GRPOConfig):
             counted from the attention mask) or `"trl"` (TRL's head, rounded to the model's precision).
         shared_prefix (`bool`, *optional*, defaults to `True`):
             Encode a teacher's prompt once for all rows that have it, where the model's cache allows it.
+
+        sampler_mismatch (`str`, *optional*, defaults to `"warn"`):
+            What to do when the rollouts do not come from the policy that is trained, but from a sampler with old or
+            other weights: `"warn"`, `"stop"` or `"ignore"`.
+        sampler_mismatch_threshold (`float`, *optional*, defaults to `0.1`):
+            Mean distance in nats of a token's log-probability at which that is so.
 
     > Parameters that control correctness and logging
 
@@ -154,6 +158,13 @@ class SelfDistillConfig(GRPOConfig):
     shared_prefix: bool = field(
         default=True, metadata={"help": "Encode a teacher's prompt once for all rows that have it."}
     )
+    sampler_mismatch: str = field(
+        default="warn",
+        metadata={"help": "When rollouts are not the policy's own.", "choices": list(SAMPLER_ACTIONS)},
+    )
+    sampler_mismatch_threshold: float = field(
+        default=0.1, metadata={"help": "Mean distance of log-probabilities (nats) at which rollouts are not its own."}
+    )
     correctness_reward: Any = field(
         default=None,
         metadata={"help": "Name of the reward that tells correctness, or several with commas. None: the first one."},
@@ -182,10 +193,7 @@ class SelfDistillConfig(GRPOConfig):
         if math.isnan(self.correctness_threshold):
             raise ValueError("correctness_threshold=nan: no reward is ever that much. Set a number.")
         warn_of_saves_inside_a_batch(self)
-        check_context(self)
-        check_row_weight(self)
-        check_teacher(self)
-        check_scoring(self)
+        check_values(self)
 
     def set_defaults(self) -> None:
         """Fill in fields whose default depends on other fields."""

@@ -12,6 +12,7 @@ from trl_selfdistill.context.templates import check_template
 
 TEACHER_KINDS = ("live", "base", "ema")
 ROW_WEIGHTS = ("none", "paced")
+SAMPLER_ACTIONS = ("warn", "stop", "ignore")
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:
@@ -31,6 +32,14 @@ def warn_of_saves_inside_a_batch(args: Any) -> None:
             f"steps_per_generation * num_iterations = {batch}.",
             stacklevel=2,
         )
+
+
+def check_values(args: Any) -> None:
+    """Raise `ValueError` for values that do not exist, or that cannot be had together."""
+    check_context(args)
+    check_row_weight(args)
+    check_teacher(args)
+    check_scoring(args)
 
 
 def check_context(args: Any) -> None:
@@ -92,9 +101,16 @@ def check_teacher(args: Any) -> None:
 
 
 def check_scoring(args: Any) -> None:
-    """Raise `ValueError` for a source of log-probabilities that does not exist."""
+    """Raise `ValueError` for a source of log-probabilities, or a check of the sampler, that does not exist."""
     if args.policy_logps not in ("fused", "trl"):
         raise ValueError(f"policy_logps={args.policy_logps!r} must be 'fused' or 'trl'.")
+    if args.sampler_mismatch not in SAMPLER_ACTIONS:
+        raise ValueError(f"sampler_mismatch={args.sampler_mismatch!r} must be one of {list(SAMPLER_ACTIONS)}.")
+    if not args.sampler_mismatch_threshold > 0.0:
+        raise ValueError(
+            f"sampler_mismatch_threshold={args.sampler_mismatch_threshold} must be positive: no two engines agree to "
+            "the last digit. Set sampler_mismatch='ignore' to switch the check off."
+        )
 
 
 def check_types(args: Any, fields: Iterable[Field]) -> None:

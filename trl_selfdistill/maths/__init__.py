@@ -8,7 +8,7 @@ student and teacher, `u_t = t_t - s_t` is their log-ratio. All logarithms are na
 from trl_selfdistill.maths.gate import EntropyGate
 from trl_selfdistill.maths.ratios import bounded_exp, clipped_weights, log_ratio, phi
 from trl_selfdistill.maths.scores import TokenScores, ViewScores
-from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary, weight_metrics
+from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary, surprise, weight_metrics
 from trl_selfdistill.maths.weights import paced_weights
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "paced_weights",
     "phi",
     "summary",
+    "surprise",
     "weight_metrics",
 ]

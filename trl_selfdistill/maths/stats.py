@@ -32,6 +32,18 @@ def exact_median(values: Float[Tensor, " N"]) -> float:
     return ((ordered[(n - 1) // 2] + ordered[n // 2]) / 2).item()
 
 
+def surprise(values: Float[Tensor, " N"]) -> tuple[float, float]:
+    """Mean of -log p(y) - H over sampled tokens, in nats, and its standard error; NaN for fewer than two tokens.
+
+    H is the entropy of the distribution p that y should have been drawn from. The mean is 0 but for chance where it
+    was: E[-log p(y)] = H. Tokens drawn from a distribution q give KL(q || p) + H(q) - H(p).
+    """
+    if values.numel() < 2:
+        return math.nan, math.nan
+    x = values.double()
+    return x.mean().item(), (x.std() / math.sqrt(x.numel())).item()
+
+
 def weight_metrics(
     name: str, weights: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, clip: float
 ) -> dict[str, Float[Tensor, "B T"]]:

@@ -42,6 +42,7 @@ from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
 from trl_selfdistill.trainer.resume import ResumableTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
+from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 
 
 class SelfDistillTrainer(ResumableTrainer, ABC):
@@ -61,8 +62,6 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     train_dataset: Any  # the type that TRL gives to it is wider than what is used
     processing_class: Any
     chat_template: Any
-    num_generations: int
-    num_generations_eval: int
     _tokenizer: Any
     _evaluation = "eval"  # the evaluation set whose rollouts are logged
     _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
@@ -134,6 +133,7 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self.feedback: Callable[[Rollout], str | None] = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
+        self._sampler = SamplerCheck(args, self.metric_log, own_rollouts=self.rollout_func is not None)
         self.token_log = TokenLog(self._tokenizer)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
@@ -281,7 +281,8 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
         if part is None:
             return
         lesson: Lesson = self.signals.lesson
-        self.add_metrics(self.metric_log.tokens(part.scores, part.ids) | self.metric_log.means(part.metrics))
+        values = self.metric_log.tokens(part.scores, part.ids) | self.metric_log.means(part.metrics)
+        self.add_metrics(values | self._sampler.see(part.scores, values.get(DIFFERENCE)))
         if self.args.log_token_signals:
             contexts = lesson.views[self.views[0]].contexts if self.views else []
             self.token_log.keep(part, lesson.rollouts, contexts)

@@ -18,6 +18,7 @@ from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.hidden import completion_hidden, teacher_hidden
 from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
+from trl_selfdistill.trainer.sampler_check import sampler_metrics
 
 
 class DivergenceTrainer(SelfDistillTrainer):
@@ -64,7 +65,9 @@ class DivergenceTrainer(SelfDistillTrainer):
         values = self.divergence_metrics(output)
         metrics = {name: empty.masked_scatter(mask, value.float()) for name, value in values.items()}
         ids, valid = inputs["completion_ids"], inputs["completion_mask"].bool()
-        self.log_signals(Part(inputs["row"], self._as_scores(output, inputs), ids, valid, None, metrics))
+        scores = self._as_scores(output, inputs)
+        metrics |= sampler_metrics(inputs, scores)
+        self.log_signals(Part(inputs["row"], scores, ids, valid, None, metrics))
         return output.loss
 
     def policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -21,6 +21,7 @@ from trl_selfdistill.scoring.tokens import written
 from trl_selfdistill.teachers.base import LiveTeacher
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
+from trl_selfdistill.trainer.sampler_check import sampler_metrics
 from trl_selfdistill.trainer.scorer import completion_logps
 
 logger = logging.get_logger(__name__)
@@ -110,6 +111,7 @@ class TokenSignalTrainer(SelfDistillTrainer):
         self._check(shaped, scores)
         advantages = torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
         ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
+        metrics = {**metrics, **sampler_metrics(inputs, scores)}
         self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics))
         return advantages
 

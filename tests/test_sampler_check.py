@@ -1,0 +1,143 @@
+"""Rollouts that are not the policy's own are seen in the step that makes them."""
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from helpers import build, distill_settings, step_logs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill.maths import surprise
+from trl_selfdistill.trainer.sampler_check import SamplerMismatchError, samples_exactly
+
+PAIRS = {"RLRT": (RLRTTrainer, RLRTConfig), "AntiSD": (AntiSDTrainer, AntiSDConfig), "OPSD": (OPSDTrainer, OPSDConfig)}
+MANY = {"per_device_train_batch_size": 128, "num_generations": 8, "max_steps": 1, "context": "gold"}
+
+
+@torch.no_grad()
+def disturb(model: Any, scale: float = 2.0) -> None:
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(scale * parameter.std() * torch.randn_like(parameter))
+
+
+def sampler(model: Any, tokenizer: Any) -> Any:
+    """A `rollout_func` that samples from `model`, and says with which log-probabilities."""
+
+    @torch.no_grad()
+    def sample(prompts: list, trainer: Any) -> dict[str, Any]:
+        texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True) for p in prompts]
+        ids, completions, logps = [text["input_ids"] for text in texts], [], []
+        for prompt in ids:
+            tokens: list[int] = []
+            own: list[float] = []
+            while len(tokens) < 4 and tokenizer.eos_token_id not in tokens:
+                out = model(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].float().log_softmax(-1)
+                tokens.append(int(torch.multinomial(out.exp(), 1)))
+                own.append(out[tokens[-1]].item())
+            completions.append(tokens)
+            logps.append(own)
+        return {"prompt_ids": ids, "completion_ids": completions, "logprobs": logps}
+
+    return sample
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("stale", [True, False])
+def test_a_sampler_with_stale_weights_is_caught_in_one_step(name, stale, model, tokenizer, tmp_path, caplog):
+    other = copy.deepcopy(model).eval()
+    if stale:
+        disturb(other)
+    trainer_class, config_class = PAIRS[name]
+    settings = {**MANY, "per_device_train_batch_size": 16}
+    config = config_class(**distill_settings(tmp_path, **settings, sampler_mismatch="stop"))
+    trainer = build(trainer_class, config, model, tokenizer, rollout_func=sampler(other, tokenizer))
+    if stale:
+        with pytest.raises(SamplerMismatchError, match=r"nats away from the policy's.*sampler_mismatch='ignore'"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    else:
+        trainer.train()
+        assert step_logs(trainer)[0]["self_distill/sampler_difference"] < 1e-4
+
+
+def stale_generation(trainer: Any) -> None:
+    """TRL's own generation, with other weights in the model while it lasts."""
+    generate = trainer._generate_single_turn
+
+    def generating(*args: Any, **kwargs: Any) -> Any:
+        state = copy.deepcopy(trainer.model.state_dict())
+        disturb(trainer.model)
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            trainer.model.load_state_dict(state)
+
+    trainer._generate_single_turn = generating
+
+
+@pytest.mark.parametrize("engine", [{}, {"use_transformers_continuous_batching": True}], ids=["generate", "continuous"])
+@pytest.mark.parametrize("stale", [True, False])
+def test_a_sampler_without_log_probabilities_is_judged_by_the_surprise(
+    engine, stale, model, tokenizer, tmp_path, caplog
+):
+    config = RLRTConfig(**distill_settings(tmp_path, **MANY, **engine))
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    if stale:
+        stale_generation(trainer)
+    with caplog.at_level(logging.WARNING, "trl_selfdistill"):
+        trainer.train()
+    said = [r.message for r in caplog.records if "do not come from the policy" in r.message]
+    assert len(said) == stale
+    assert (abs(step_logs(trainer)[0]["self_distill/surprise"]) > 0.1) == stale
+
+
+def test_a_warning_comes_once_and_ignore_looks_at_nothing(model, tokenizer, tmp_path, caplog):
+    for action, warnings in (("warn", 1), ("ignore", 0)):
+        config = RLRTConfig(**distill_settings(tmp_path, **{**MANY, "max_steps": 2}, sampler_mismatch=action))
+        trainer = build(RLRTTrainer, config, copy.deepcopy(model), tokenizer)
+        stale_generation(trainer)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "trl_selfdistill"):
+            trainer.train()
+        assert sum("do not come from the policy" in r.message for r in caplog.records) == warnings
+        assert ("self_distill/surprise" in step_logs(trainer)[0]) == bool(warnings)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.1},
+        {"generation_kwargs": {"num_beams": 1}},
+    ],
+    ids=str,
+)
+def test_the_surprise_is_not_measured_where_tokens_are_left_out_of_the_draw(cut, tmp_path):
+    assert samples_exactly(RLRTConfig(**distill_settings(tmp_path)), own_rollouts=False)
+    assert not samples_exactly(RLRTConfig(**distill_settings(tmp_path)), own_rollouts=True)
+    assert not samples_exactly(RLRTConfig(**distill_settings(tmp_path, **cut)), own_rollouts=False)
+
+
+@given(st.integers(0, 10**6))
+def test_the_mean_surprise_is_zero_for_ones_own_tokens_and_known_for_anothers(seed):
+    draw = torch.Generator().manual_seed(seed)
+    p, q = torch.randn(2, 7, generator=draw, dtype=torch.float64).softmax(-1)
+    entropy = -(p * p.log()).sum()
+    for other in (p, q):
+        tokens = torch.multinomial(other, 4000, replacement=True, generator=draw)
+        mean, error = surprise((-p.log()[tokens] - entropy).float())
+        assert abs(mean - (-(other * p.log()).sum() - entropy)) < 6 * error + 1e-5
+
+
+def test_settings_out_of_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"sampler_mismatch='panic' must be one of"):
+        RLRTConfig(**distill_settings(tmp_path, sampler_mismatch="panic"))
+    with pytest.raises(ValueError, match=r"sampler_mismatch_threshold=0\.0 must be positive"):
+        RLRTConfig(**distill_settings(tmp_path, sampler_mismatch_threshold=0.0))

@@ -1,0 +1,92 @@
+"""Do the rollouts come from the policy that is trained?
+
+A sampler with weights of its own (vLLM, a `rollout_func`) can fall behind without a word. The log-ratio u_t then
+measures how far it fell behind, and not what the teacher thinks.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+from transformers.utils import logging
+
+from trl_selfdistill.maths import TokenScores, masked_fill_nan, surprise
+from trl_selfdistill.record.metrics import MetricLog
+
+logger = logging.get_logger(__name__)
+
+DIFFERENCE = "self_distill/sampler_difference"
+SURPRISE = "self_distill/surprise"
+ERRORS = 5.0
+"""Standard errors that a mean surprise must be away from 0: chance alone gets there once in a million batches."""
+
+
+class SamplerMismatchError(RuntimeError):
+    """The rollouts are not the policy's own, and `sampler_mismatch="stop"` asked to stop then."""
+
+
+class SamplerCheck:
+    """Two measures, for what samplers tell: their own log-probabilities where they give them, else the surprise.
+
+    Args:
+        args: the configuration.
+        metric_log: gathers tokens of all processes.
+        own_rollouts: whether a `rollout_func` makes the rollouts. The surprise says nothing there, nor where tokens are
+            left out of the draw (top_p and its kin).
+    """
+
+    def __init__(self, args: Any, metric_log: MetricLog, *, own_rollouts: bool) -> None:
+        self._action, self._threshold = args.sampler_mismatch, args.sampler_mismatch_threshold
+        self._exact, self._metric_log = samples_exactly(args, own_rollouts=own_rollouts), metric_log
+        self._warned = False
+
+    def see(self, scores: TokenScores, difference: float | None) -> dict[str, float]:
+        """The metrics of a batch of rollouts. Warns or stops.
+
+        Args:
+            scores: of the batch, with the log-probabilities of the policy that should have sampled it.
+            difference: mean distance to the sampler's own log-probabilities, `None` where it gave none.
+        """
+        if self._action == "ignore":
+            return {}
+        if difference is not None:
+            self._judge(difference, f"the sampler's log-probabilities are {difference:.3f} nats away from the policy's")
+            return {}
+        if not self._exact:
+            return {}
+        each = (-scores.student_logps - scores.student_entropy)[scores.mask]
+        mean, error = surprise(self._metric_log.all_tokens(each))
+        if abs(mean) > ERRORS * error:
+            text = f"the policy finds a token {mean:+.3f} nats more surprising than one of its own"
+            self._judge(abs(mean), f"{text} (standard error {error:.3f})")
+        return {} if math.isnan(mean) else {SURPRISE: mean}
+
+    def _judge(self, value: float, what: str) -> None:
+        if not value > self._threshold:
+            return
+        message = (
+            f"The rollouts do not come from the policy that is trained: on average {what}. That is above "
+            f"sampler_mismatch_threshold={self._threshold}. The sampler may hold old weights, weights without the "
+            "adapter, another precision or another temperature: check that its weights are updated after each step. "
+            "A distance that is meant is accepted by a higher threshold, or by sampler_mismatch='ignore'."
+        )
+        if self._action == "stop":
+            raise SamplerMismatchError(message)
+        if not self._warned:
+            logger.warning(message)
+            self._warned = True
+
+
+def sampler_metrics(inputs: dict[str, Any], scores: TokenScores) -> dict[str, Tensor]:
+    """|log-probability of the sampler - that of the policy| of each token, (B, T), where the sampler gave its own."""
+    sampled = inputs.get("sampling_per_token_logps")
+    if sampled is None:
+        return {}
+    known = scores.mask & ~sampled.isnan()
+    return {DIFFERENCE: masked_fill_nan((sampled.float() - scores.student_logps).abs(), known)}
+
+
+def samples_exactly(args: Any, *, own_rollouts: bool) -> bool:
+    """Whether a token is drawn from all tokens, with the policy's probabilities at `args.temperature`."""
+    cuts = (args.top_p != 1.0, args.repetition_penalty != 1.0, args.top_k, args.min_p)
+    return not own_rollouts and not any((*cuts, args.generation_kwargs, args.vllm_structured_outputs_regex))
