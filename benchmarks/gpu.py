@@ -148,6 +148,8 @@ def run_all(parts: list[Part], out: Path, facts: dict[str, Any], whole: float = 
             results = None
         report["parts"][part.name] = {"status": status, "seconds": took, "command": part.command, "results": results}
         out.write_text(json.dumps(report, indent=1))
+    if facts.get("toy"):
+        print("\nToy sizes, not for the README:")
     print("\n".join(["", *tables(report["parts"]), "", f"Machine: {facts}", f"Results: {out}"]))
     bad = [name for name, done in report["parts"].items() if done["status"] != "ok"]
     print(f"Parts that failed: {', '.join(bad)}" if bad else "All parts went well.", flush=True)
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="on a CPU, at toy size")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), metavar="OUT", help="default: gpu.json")
     a = parser.parse_args()
-    facts = machine()
+    facts = {"toy": a.toy, **machine()}
     if facts["card"] is None and not a.toy:
         parser.error("torch sees no CUDA device here; --toy runs the parts on a CPU.")
     with tempfile.TemporaryDirectory() as folder:

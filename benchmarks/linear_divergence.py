@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from divergence_variants import VARIANTS, Problem
-from measure import MODELS, NAN, end, growth, last_number_of, medians, product_rate, tried
+from measure import MODELS, NAN, end, growth, last_number_of, medians, product_rate, ratio, tried
 
 from trl_selfdistill.ops import linear_divergence
 
@@ -84,7 +84,7 @@ def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> list[dict
     for v in a.variants:
         error = NAN if v == "gemm" else tried(f"{v}, error", lambda v=v: gradient_error(a, v, beta))
         print(f"| {v} | {took[v]:.4f} | {took[v] / took['ours']:.2f} | {floor / took[v]:.0%} | {held[v] / 1e6:.0f} "
-              f"| {held[v] / held['ours']:.2f} | {error:.1e} |", flush=True)  # fmt: skip
+              f"| {ratio(held[v], held['ours']):.2f} | {error:.1e} |", flush=True)  # fmt: skip
         rows.append({**where, "variant": v, "seconds": took[v], "bytes": held[v], "gradient_error": error})
     return rows
 

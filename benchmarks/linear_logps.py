@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from divergence_variants import Problem
-from measure import MODELS, NAN, end, growth, last_number_of, medians, product_rate, tried
+from measure import MODELS, NAN, end, growth, last_number_of, medians, product_rate, ratio, tried
 from torch import Tensor
 
 from trl_selfdistill.ops import linear_logps
@@ -131,7 +131,7 @@ def report(a: argparse.Namespace, n: int, rate: float) -> list[dict[str, Any]]:
         if v != "gemm":
             tried(f"{v}, error", lambda v=v, error=error: error.update(errors(a, v)) or 0.0)
         print(f"| {v} | {took[v]:.4f} | {took[v] / took['ours']:.2f} | {operations / rate / took[v]:.0%} "
-              f"| {held[v] / 1e6:.0f} | {held[v] / held['ours']:.2f} | {error['logps_error']:.1e} "
+              f"| {held[v] / 1e6:.0f} | {ratio(held[v], held['ours']):.2f} | {error['logps_error']:.1e} "
               f"| {error['gradient_error']:.1e} |", flush=True)  # fmt: skip
         rows.append({**where, "variant": v, "seconds": took[v], "bytes": held[v], **error})
     return rows

@@ -89,6 +89,11 @@ def last_number_of(script: str, *arguments: str) -> float:
     return float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
 
 
+def ratio(a: float, b: float) -> float:
+    """nan for nothing: a toy may not grow by a page."""
+    return a / b if b else NAN
+
+
 def product_rate(hidden: torch.Tensor, head: torch.Tensor, device: str) -> float:
     """Floating point operations per second of the bare product of (N, H) and (H, V), the ceiling of every variant."""
     out = hidden @ head
