@@ -164,6 +164,7 @@ def main() -> None:
     facts = {"toy": a.toy, **machine()}
     if facts["card"] is None and not a.toy:
         parser.error("torch sees no CUDA device here; --toy runs the parts on a CPU.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended too
     with tempfile.TemporaryDirectory() as folder:
         # A busy CPU needs longer, and nobody pays for it.
         whole = 5 * WHOLE if a.toy else WHOLE
