@@ -1,4 +1,4 @@
-"""The variants that `linear_divergence.py` compares: (problem, beta) -> mean divergence, ready for `backward`."""
+"""The variants that `linear_divergence.py` compares: (problem, beta) -> mean divergence (logits for `gemm`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +75,13 @@ def liger_compiled(p: Problem, beta: float) -> Tensor:
     return liger(p, beta, compiled=True)
 
 
+def gemm(p: Problem, beta: float) -> Tensor:
+    """The bare products, a ceiling: the logits of both streams, and the way back from the student's."""
+    with torch.no_grad():
+        F.linear(p.teacher, p.weight)
+    return F.linear(p.student, p.weight)
+
+
 VARIANTS: dict[str, Callable[[Problem, float], Tensor]] = {
-    f.__name__: f for f in (ours, naive, trl, liger, liger_compiled)
+    f.__name__: f for f in (ours, gemm, naive, trl, liger, liger_compiled)
 }

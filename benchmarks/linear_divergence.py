@@ -5,25 +5,29 @@
     python benchmarks/linear_divergence.py --device cuda --dtype bfloat16 --model qwen3-8b --tokens 4096 16384 65536
 
 Every variant returns the mean divergence and its gradients; all but Liger's also compute the sampled log-probabilities
-and the entropies of both streams. Rounds are interleaved, the median counts. On a CPU: seconds of one thread's CPU
-time, and the growth of the peak resident set in a fresh process. On CUDA: events and `max_memory_allocated`.
+and the entropies of both streams. `gemm` is the products alone. Rounds are interleaved, the median counts. On a CPU:
+seconds of one thread's CPU time, and the growth of the peak resident set in a fresh process. On CUDA: events and
+`max_memory_allocated`.
 """
 
 import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from divergence_variants import VARIANTS, Problem
-from measure import MODELS, growth, last_number_of, medians, product_rate
+from measure import MODELS, NAN, end, growth, last_number_of, medians, product_rate, ratio, tried
 
 from trl_selfdistill.ops import linear_divergence
 
 
 def step(variant: str, p: Problem, beta: float) -> None:
     p.student.grad = p.weight.grad = None
-    VARIANTS[variant](p, beta).backward()
+    out = VARIANTS[variant](p, beta)
+    out.backward(out.detach() if variant == "gemm" else None)
 
 
 def times(a: argparse.Namespace, n: int, beta: float, rounds: int) -> dict[str, float]:
@@ -33,15 +37,18 @@ def times(a: argparse.Namespace, n: int, beta: float, rounds: int) -> dict[str, 
 
 
 def memory_of(a: argparse.Namespace, variant: str, n: int, beta: float) -> float:
-    """Bytes by which the peak of one step exceeds the level before it. In a process of its own."""
+    """Bytes by which the peak of one step exceeds the level before it. On a CPU: in a process of its own."""
     # Pages of code and the compiler's own memory are not the question.
     step(variant, problem(a, n if variant == "liger_compiled" else 8), beta)
     p = problem(a, n)
     return growth(lambda: step(variant, p, beta), a.device)
 
 
-def memory(a: argparse.Namespace, n: int, beta: float) -> dict[str, float]:
-    return {v: last_number_of(__file__, *sys.argv[1:], "--child", json.dumps([v, n, beta])) for v in a.variants}
+def memory(a: argparse.Namespace, variant: str, n: int, beta: float) -> float:
+    if a.device == "cuda" or a.model == "toy":  # the toy is there to run the code
+        return tried(f"{variant}, memory", lambda: memory_of(a, variant, n, beta))
+    child = ["--model", a.model, "--child", json.dumps([variant, n, beta])]
+    return last_number_of(__file__, *sys.argv[1:], *child)
 
 
 def gradient_error(a: argparse.Namespace, variant: str, beta: float) -> float:
@@ -63,42 +70,57 @@ def problem(a: argparse.Namespace, n: int, gap: float = 0.1) -> Problem:
     return Problem.draw(n, *MODELS[a.model], gap, getattr(torch, a.dtype), a.device, a.frozen_head)
 
 
-def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> None:
-    took, held = times(a, n, beta, a.rounds), memory(a, n, beta)
+def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> list[dict[str, Any]]:
+    took = times(a, n, beta, a.rounds)
+    held = {v: memory(a, v, n, beta) for v in a.variants}
     width, vocab = MODELS[a.model]
     floor = (6 if a.frozen_head else 8) * n * width * vocab / rate
     print(f"\n{a.model}, N = {n}, H = {width}, V = {vocab}, {a.dtype}, beta = {beta}"
           f"{', frozen head' if a.frozen_head else ''}\n")  # fmt: skip
     print("| variant | seconds | ratio | share of product rate | peak growth, MB | ratio | gradient error |")
     print("|---|---|---|---|---|---|---|")
+    where = {"model": a.model, "tokens": n, "dtype": a.dtype, "frozen_head": a.frozen_head, "beta": beta}
+    rows = []
     for v in a.variants:
-        print(f"| {v} | {took[v]:.3f} | {took[v] / took['ours']:.2f} | {floor / took[v]:.0%} | {held[v] / 1e6:.0f} "
-              f"| {held[v] / held['ours']:.2f} | {gradient_error(a, v, beta):.1e} |")  # fmt: skip
+        error = NAN if v == "gemm" else tried(f"{v}, error", lambda v=v: gradient_error(a, v, beta))
+        print(f"| {v} | {took[v]:.4f} | {took[v] / took['ours']:.2f} | {floor / took[v]:.0%} | {held[v] / 1e6:.0f} "
+              f"| {ratio(held[v], held['ours']):.2f} | {error:.1e} |", flush=True)  # fmt: skip
+        rows.append({**where, "variant": v, "seconds": took[v], "bytes": held[v], "gradient_error": error})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--model", choices=tuple(MODELS), default="smollm2-135m", help="sizes of the head")
+    parser.add_argument("--model", choices=tuple(MODELS), nargs="+", default=["smollm2-135m"], help="sizes of the head")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--beta", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frozen-head", action="store_true")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all rows to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(1)
+    models = a.model
     if a.child:
+        (a.model,) = models
         print(memory_of(a, *json.loads(a.child)))
         return
     a.variants = list(dict.fromkeys(["ours", *a.variants]))
-    p = problem(a, 4096 if a.device == "cuda" else 512)
-    rate = product_rate(p.student.detach(), p.weight.detach().T, a.device)
-    print(f"torch {torch.__version__}, {a.device}, head product {rate / 1e9:.0f} GFLOP/s")
-    for n in a.tokens:
-        for beta in a.beta:
-            report(a, n, beta, rate)
+    rows = []
+    for a.model in models:
+        p = problem(a, 4096 if a.device == "cuda" else 512)
+        rate = product_rate(p.student.detach(), p.weight.detach().T, a.device)
+        del p
+        print(f"torch {torch.__version__}, {a.device}, {a.model}, head product {rate / 1e9:.0f} GFLOP/s", flush=True)
+        for n in a.tokens:
+            for beta in a.beta:
+                rows += report(a, n, beta, rate)
+                if a.json:
+                    a.json.write_text(json.dumps(rows, indent=1))
+    end()
 
 
 if __name__ == "__main__":

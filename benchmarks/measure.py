@@ -1,15 +1,39 @@
-"""What the benchmarks of the ops share: interleaved times, growth of peak memory, the rate of a bare product."""
+"""What the benchmarks share: interleaved times, growth of peak memory, the rate of a bare product, failures."""
 
 import os
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 
 import torch
 
-MODELS = {"smollm2-135m": (576, 49152), "qwen3-1.7b": (2048, 151936), "qwen3-8b": (4096, 151936)}  # (H, V)
+MODELS = {"toy": (32, 512), "smollm2-135m": (576, 49152), "qwen3-1.7b": (2048, 151936), "qwen3-8b": (4096, 151936)}
+"""(H, V)"""
+
+NAN = float("nan")
+FAILED: list[str] = []
+"""What raised. A script goes on without it, so that one variant does not cost the others, and ends with an error."""
+
+
+def tried(name: str, work: Callable[[], float]) -> float:
+    """The number, or nan where memory does not suffice or where it raises, which is printed and noted in `FAILED`."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    except Exception:
+        traceback.print_exc()
+        FAILED.append(name)
+    return NAN
+
+
+def end() -> None:
+    """The end of a script: an error where something failed."""
+    if FAILED:
+        sys.exit(f"failed: {', '.join(FAILED)}")
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -26,17 +50,16 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def medians(work: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each piece of work over interleaved rounds; nan where memory does not suffice."""
+    """Median seconds of each piece of work over interleaved rounds; nan where it cannot be had (`tried`)."""
     samples: dict[str, list[float]] = {name: [] for name in work}
     for i in range(rounds + 1):  # the first round warms up: allocator, compilers
         for name, taken in samples.items():
-            try:
-                value = seconds(work[name], device)
-            except torch.OutOfMemoryError:
-                value = float("nan")
-            if i:
-                taken.append(value)
-    return {name: statistics.median(taken) for name, taken in samples.items()}
+            if NAN in taken:  # it will not do better the second time
+                continue
+            value = tried(name, lambda name=name: seconds(work[name], device))
+            if i or value != value:
+                taken.append(NAN if value != value else value)
+    return {name: NAN if NAN in taken else statistics.median(taken) for name, taken in samples.items()}
 
 
 def resident(key: str) -> int:
@@ -64,6 +87,11 @@ def last_number_of(script: str, *arguments: str) -> float:
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     run = subprocess.run([sys.executable, script, *arguments], env=env, capture_output=True, text=True)
     return float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
+
+
+def ratio(a: float, b: float) -> float:
+    """nan for nothing: a toy may not grow by a page."""
+    return a / b if b else NAN
 
 
 def product_rate(hidden: torch.Tensor, head: torch.Tensor, device: str) -> float:

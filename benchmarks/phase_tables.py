@@ -6,8 +6,8 @@ from typing import Any
 from step_flops import Shape
 
 
-def print_comparison(kind: str, shape: Shape, rows: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{kind}, P = {shape.prompt}, C = {shape.context}, T = {shape.completion}, G = {shape.rollouts}\n")
+def print_comparison(model: str, kind: str, shape: Shape, rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{model}, {kind}, P = {shape.prompt}, C = {shape.context}, T = {shape.completion}, G = {shape.rollouts}\n")
     print("| variant | seconds | ratio | counted | counted, teacher's prompt once | peak growth, MB | ratio |")
     print("|---|---|---|---|---|---|---|")
     for variant, row in rows.items():

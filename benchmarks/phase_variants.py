@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from step_flops import Shape, Sizes, step_flops
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
@@ -20,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from tiny_policy import build_tokenizer
 
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3}
+SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+QWEN3 = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28}
+QWEN3 |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 TOY = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-TOY |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+TOY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+MODELS: dict[str, tuple[type, dict[str, int]]] = {"smollm2": (LlamaConfig, SMOLLM2), "qwen3-1.7b": (Qwen3Config, QWEN3)}
 WARM_UP = 8  # completion tokens of the step that is not measured
 RANK = 16  # of LoRA
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -82,11 +85,11 @@ class Rollouts:
         return {"prompt_ids": [self.prompt_ids] * len(prompts), "completion_ids": self.next(), "logprobs": None}
 
 
-def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
+def model_of(a: argparse.Namespace) -> PreTrainedModel:
     torch.manual_seed(0)
-    numbers = TOY if a.toy else SMOLLM2
-    config = LlamaConfig(**numbers, tie_word_embeddings=True, max_position_embeddings=8192)
-    return LlamaForCausalLM(config).to(getattr(torch, a.dtype))
+    config_class, numbers = MODELS[a.model]
+    config = config_class(**(TOY if a.toy else numbers), tie_word_embeddings=True, max_position_embeddings=8192)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, a.dtype))
 
 
 def sizes_of(a: argparse.Namespace) -> Sizes:
@@ -99,7 +102,7 @@ def sizes_of(a: argparse.Namespace) -> Sizes:
         body=sum(matrix.numel() for matrix in matrices),
         adapter=sum(RANK * sum(matrix.shape) for matrix in matrices),
         layers=config.num_hidden_layers,
-        attention=config.hidden_size,
+        attention=config.num_attention_heads * config.head_dim,
         hidden=config.hidden_size,
         vocab=config.vocab_size,
     )
@@ -132,10 +135,11 @@ def trainer_of(a: argparse.Namespace, variant: str, kind: str, shape: Shape, fol
     if variant.startswith("trl-"):
         settings["max_prompt_length"] = longest
     rows = {"prompt": [rollouts.prompt] * 8, "privileged_context": [rollouts.context] * 8}
-    model = model_of(a)
+    with torch.device(a.device):  # a CPU takes half a minute for the random weights of the larger model
+        model = model_of(a)
     if variant.startswith("trl-sdft") and kind == "full":  # TRL loads the start once more, from where it came
         model.save_pretrained(folder)
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
     arguments: dict[str, Any] = {
         "model": model,
         "args": config_class(**settings),

@@ -29,7 +29,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--toy", action="store_true", help="a model of a few weights, to try the script")
     a = parser.parse_args(given)
-    a.checkpointing = True
+    a.checkpointing, a.model = True, "smollm2"
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,13 +7,14 @@
 
 Scripted rollouts: every trainer gets the same prompt, the same eight completions of random letters and the same rewards
 (right, wrong, right ...); nothing is generated. Every teacher's prompt has the tokens of the context and of the prompt.
-The model has SmolLM2-135M's shape and random weights. All settings are the trainers' defaults, but for whose weights
-TRL's teachers have: those of the trainer of ours that they stand beside.
+The model has the shape of SmolLM2-135M or of Qwen3-1.7B, and random weights. All settings are the trainers' defaults,
+but for whose weights TRL's teachers have: those of the trainer of ours that they stand beside.
 
 Measured is what lies between the beginning of a training step and the end of its optimiser step: teacher, loss,
-backward, clipping, optimiser. Each (variant, round) runs in a process of its own, after one short step that warms up;
-variants are interleaved. A ratio to GRPO is the median over the rounds of the ratio in the round. Beside it stands the
-ratio of the operations counted by `step_flops.py`: with the teacher's prompt encoded once per rollout, and once in all.
+backward, clipping, optimiser. Each (variant, round) has a trainer of its own, on a CPU in a process of its own, and one
+short step that warms up; variants are interleaved. A ratio to GRPO is the median over the rounds of the ratio in the
+round. Beside it stands the ratio of the operations counted by `step_flops.py`: with the teacher's prompt encoded once
+per rollout, and once in all.
 
 CPU: process time of one thread, and the growth of the peak resident set, in a run apart in which freed blocks go back
 to the system at once. CUDA: wall time between synchronisations, and the growth of `max_memory_allocated`.
@@ -21,6 +22,7 @@ to the system at once. CUDA: wall time between synchronisations, and the growth 
 
 import argparse
 import ctypes
+import gc
 import itertools
 import json
 import math
@@ -37,8 +39,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import end, tried
 from phase_tables import print_comparison, print_growth
-from phase_variants import PARTS, VARIANTS, counted, trainer_of
+from phase_variants import MODELS, PARTS, VARIANTS, counted, trainer_of
 from step_flops import Shape
 from transformers import PrinterCallback, TrainerCallback
 
@@ -113,13 +116,26 @@ def measure(a: argparse.Namespace, variant: str, kind: str, shape: Shape, memory
 
 
 def apart(a: argparse.Namespace, variant: str, kind: str, shape: Shape, *, memory: bool = False) -> dict[str, Any]:
-    """`measure` in a new process; nan where memory does not suffice. A fork has the imports done; CUDA cannot fork."""
-    context = multiprocessing.get_context("fork" if a.device == "cpu" else "spawn")
-    try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            taken = pool.submit(measure, a, variant, kind, shape, memory).result()
-    except (torch.OutOfMemoryError, BrokenProcessPool):
-        taken = {"seconds": math.nan, "mb": math.nan, "parts": {}}
+    """`measure` in a new process, forked with the imports done; nan where memory does not suffice or where it raises.
+
+    On CUDA in this process: the allocator counts from the level before the step, whatever came before.
+    """
+    taken: dict[str, Any] = {"seconds": math.nan, "mb": math.nan, "parts": {}}
+
+    def work() -> float:
+        if a.device == "cuda":
+            gc.collect()  # the trainer before
+            torch.cuda.empty_cache()
+            taken.update(measure(a, variant, kind, shape, memory))
+        else:
+            try:
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+                    taken.update(pool.submit(measure, a, variant, kind, shape, memory).result())
+            except BrokenProcessPool:  # the system ends processes that take too much
+                pass
+        return 0.0
+
+    tried(f"{kind} {variant}", work)
     what = f"{taken['mb']:.0f} MB" if memory else f"{taken['seconds']:.2f} s"
     print(f"  {kind:4} {variant:13} {shape}: {what}", flush=True)
     return taken
@@ -186,6 +202,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the first shape, one round, no growth")
     parser.add_argument("--toy", action="store_true", help="a model of a few weights, to try the script")
+    parser.add_argument("--model", choices=tuple(MODELS), nargs="+", default=["smollm2"])
     parser.add_argument("--only", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="grpo is always run")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shape", type=int, nargs=3, metavar=("P", "C", "T"), help="one shape, in place of the three")
@@ -196,6 +213,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all samples to this file")
     a = parser.parse_args(given)
+    a.models, a.model = a.model, a.model[0]
     a.only = list(dict.fromkeys(["grpo", *a.only]))
     a.rounds = a.rounds or (1 if a.small or a.toy else 3)
     a.growth = a.growth and not a.small
@@ -215,11 +233,13 @@ def main(given: list[str] | None = None) -> None:
         if a.json:
             a.json.write_text(json.dumps(results, indent=1))
 
-    for kind, shape in itertools.product(a.kinds, a.shapes):
+    for model, kind, shape in itertools.product(a.models, a.kinds, a.shapes):
+        a.model = model
         rows = compare(a, kind, shape)
-        results["comparison"].append({"kind": kind, "shape": asdict(shape), "variants": rows})
-        print_comparison(kind, shape, rows)
+        results["comparison"].append({"model": model, "kind": kind, "shape": asdict(shape), "variants": rows})
+        print_comparison(model, kind, shape, rows)
         save()
+    a.model = a.models[0]
     if a.growth:
         axes = {"completion": [64, 128, 256, 512], "rollouts": [2, 4, 8, 16]}
         toy = {"completion": [10, 12, 14, 16], "rollouts": [2, 3, 4, 5]}
@@ -227,6 +247,7 @@ def main(given: list[str] | None = None) -> None:
             results["growth"][axis] = growth(a, axis, sizes, a.shapes[0])
             print_growth(axis, results["growth"][axis])
             save()
+    end()
 
 
 if __name__ == "__main__":
