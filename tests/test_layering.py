@@ -19,7 +19,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "context": (set(), {"torch", "transformers"}),
     "teachers": ({"ops"}, {"torch", "transformers", "peft"}),
     "scoring": ({"ops"}, {"torch", "accelerate", "peft", "transformers"}),
-    "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow"}),
+    "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow", "huggingface_hub"}),
     "settings": ({"context"}, {"trl"}),
     "grpo_settings": (set(), {"trl"}),
     "config": ({"settings", "context", "maths"}, {"trl"}),

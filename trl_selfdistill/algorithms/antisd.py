@@ -137,6 +137,7 @@ class AntiSDTrainer(TokenSignalTrainer):
     config_class = AntiSDConfig
     args: AntiSDConfig
 
+    equation = r"A_t = A - \lambda\,\varphi(u_t), \quad \varphi(u) = \tfrac12 (\mathrm{softplus}(u) - \log 2)"
     _tag_names = ["trl", "trl-selfdistill", "antisd"]
     _name = "AntiSD"
     _paper = {

@@ -141,6 +141,7 @@ class OPSDTrainer(DivergenceTrainer):
 
     config_class = OPSDConfig
     args: OPSDConfig
+    equation = r"L = \mathrm{mean}_t \min(1, c / D_t)\,D_t, \quad D_t = \sum_v \min(\ell_{t,v}, \tau)"
     _tag_names = ["trl", "trl-selfdistill", "opsd"]
     _name = "OPSD"
     _paper = {

@@ -123,6 +123,9 @@ class RLRTTrainer(TokenSignalTrainer):
     config_class = RLRTConfig
     args: RLRTConfig
 
+    equation = (
+        r"A_t = A\,[(1 - \lambda) + \lambda\,\mathrm{clip}(e^{-\mathrm{sign}(A)\,u_t}, 1 - \epsilon_w, 1 + \epsilon_w)]"
+    )
     _tag_names = ["trl", "trl-selfdistill", "rlrt"]
     _name = "RLRT"
     _paper = {

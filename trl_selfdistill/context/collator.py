@@ -77,11 +77,12 @@ class PrivilegedContextCollator:
             raise ValueError(f"context_placement={self.context_placement!r} must be 'user' or 'system'.")
         if self.max_context_tokens is not None and self.max_context_tokens < 1:
             raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1, or None for no limit.")
-        check_template(self._template, self.context_placement)
+        check_template(self.template, self.context_placement)
         object.__setattr__(self, "_window", Window(self.window))
 
     @property
-    def _template(self) -> str:
+    def template(self) -> str:
+        """The template in use: `teacher_template`, or the default of the placement."""
         own = self.teacher_template
         return default_template(self.context_placement) if own is None else own
 
@@ -149,7 +150,7 @@ class PrivilegedContextCollator:
             keeps_ids = given is None or self.context_placement == "system" or isinstance(prompt, str)
             return (own_ids if own_ids and keeps_ids else self._student_ids(prompt, tools)), 0, False
         texts = {"{context}": given.text, "{feedback}": feedback}
-        markers = unused_markers(self._template, self._template + str(prompt))
+        markers = unused_markers(self.template, self.template + str(prompt))
         literal = {markers[name]: encode_literally(self.tokenizer, texts[name], name=name) for name in markers}
         context = literal[markers["{context}"]]
 
@@ -175,20 +176,20 @@ class PrivilegedContextCollator:
     ) -> list[int]:
         """The prompt with the template in its last user turn."""
         if isinstance(prompt, str):
-            return encode_plain(self.tokenizer, fill_template(self._template, prompt, markers), literal)
+            return encode_plain(self.tokenizer, fill_template(self.template, prompt, markers), literal)
         if not prompt or prompt[-1]["role"] != "user":
             last = prompt[-1]["role"] if prompt else "nothing"
             raise ValueError(
                 f"context_placement='user' needs prompts that end with a user turn, but one ends with {last!r}. "
                 "Use context_placement='system', which leaves the prompt as it is."
             )
-        turn = fill_template(self._template, text_of(prompt[-1]["content"]), markers)
+        turn = fill_template(self.template, text_of(prompt[-1]["content"]), markers)
         messages = [*prompt[:-1], {**prompt[-1], "content": turn}]
         return encode_pieces(self.tokenizer, self._render(messages, tools, add_generation_prompt=True), literal)
 
     def _system_block(self, prompt: Prompt, markers: dict[str, str], literal: dict[str, list[int]]) -> list[int]:
         """The block that stands before the prompt."""
-        block = fill_template(self._template, "", markers)
+        block = fill_template(self.template, "", markers)
         if isinstance(prompt, str):
             return encode_pieces(self.tokenizer, block + "\n\n", literal)
         alone = partial(self._render, tools=None, add_generation_prompt=False)

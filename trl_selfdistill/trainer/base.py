@@ -40,12 +40,12 @@ from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
 from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
-from trl_selfdistill.trainer.resume import ResumableTrainer
+from trl_selfdistill.trainer.described import DescribedTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
 from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 
 
-class SelfDistillTrainer(ResumableTrainer, ABC):
+class SelfDistillTrainer(DescribedTrainer, ABC):
     """GRPO whose policy, shown privileged context, is its own teacher. Abstract: see `RLRTTrainer`.
 
     The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function
@@ -59,7 +59,6 @@ class SelfDistillTrainer(ResumableTrainer, ABC):
     """Names of the teacher prompts under which a row is scored. Empty: no teacher is asked, and none costs anything."""
 
     args: SelfDistillConfig
-    train_dataset: Any  # the type that TRL gives to it is wider than what is used
     processing_class: Any
     chat_template: Any
     _tokenizer: Any
