@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from accelerate.utils import DistributedType
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import AutoConfig, PrinterCallback, ProgressCallback, set_seed
 from trl import get_peft_config, get_quantization_config
 
 import trl_selfdistill
@@ -33,6 +33,12 @@ def build(trainer_class: Any, arguments: Arguments) -> Any:
     run, training, model = arguments.run, arguments.training, arguments.model
     if model.model_name_or_path is None:
         raise UserError("--model_name_or_path is missing: a folder, or a model's name on the Hugging Face Hub.")
+    try:  # the error of `transformers` need not name the model
+        AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model_name_or_path {model.model_name_or_path!r} cannot be loaded: {error}") from error
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
