@@ -109,7 +109,9 @@ def test_a_configuration_launches_what_it_says(name, wide_dir, tmp_path):
     expected = EXPECTED[name]
     sums().to_json(tmp_path / "sums.jsonl")
     settings = {
-        **distill_settings(tmp_path / "out", per_device_train_batch_size=4, max_steps=1, bf16=True, optim="adamw_torch"),
+        **distill_settings(
+            tmp_path / "out", per_device_train_batch_size=4, max_steps=1, bf16=True, optim="adamw_torch"
+        ),
         "model_name_or_path": str(wide_dir),
         "dataset_name": str(tmp_path / "sums.jsonl"),
         "reward_funcs": ["helpers.lenient_reward"],
