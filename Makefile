@@ -43,7 +43,7 @@ test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter
 
 # DeepSpeed looks for ninja on the path. One launch at a time: each has two processes, and a time limit.
 test-deepspeed: $(VENV)/.deepspeed  ## ZeRO-2 and ZeRO-3, which `make test` skips where DeepSpeed is missing
-	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "ZeRO or zero" tests/test_sharded.py
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "ZeRO or zero" tests/test_sharded.py tests/test_accelerate_configs.py
 
 test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imports from there
 	rm -rf build/wheel
@@ -52,6 +52,7 @@ test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imp
 	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl
 	cd build/wheel && venv/bin/python -c \
 	  'import trl_selfdistill as t; from trl_selfdistill import RLRTTrainer; assert "site-packages" in t.__file__; print(t.__file__)'
+	cd build/wheel && venv/bin/trl-selfdistill --help && test -f "$$(venv/bin/trl-selfdistill configs fsdp2)"
 
 bench: $(VENV)/.dev  ## The op, and a training step of the smallest shape
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py

@@ -15,9 +15,8 @@ examples/smollm2.py`):
     python examples/antisd.py --config recipes/smollm2/antisd.yaml
 """
 
-from training_script import run
-
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer
+from trl_selfdistill import AntiSDTrainer
+from trl_selfdistill.cli.train import run
 
 if __name__ == "__main__":
-    run(AntiSDTrainer, AntiSDConfig)
+    run(AntiSDTrainer)

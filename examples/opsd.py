@@ -16,9 +16,8 @@ examples/smollm2.py`):
     python examples/opsd.py --config recipes/smollm2/opsd.yaml
 """
 
-from training_script import run
-
-from trl_selfdistill import OPSDConfig, OPSDTrainer
+from trl_selfdistill import OPSDTrainer
+from trl_selfdistill.cli.train import run
 
 if __name__ == "__main__":
-    run(OPSDTrainer, OPSDConfig)
+    run(OPSDTrainer)

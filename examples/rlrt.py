@@ -13,9 +13,8 @@ With LoRA, add `--use_peft --lora_r 32 --learning_rate 1e-5`. On a CPU, offline 
     python examples/rlrt.py --config recipes/smollm2/rlrt.yaml
 """
 
-from training_script import run
-
-from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill import RLRTTrainer
+from trl_selfdistill.cli.train import run
 
 if __name__ == "__main__":
-    run(RLRTTrainer, RLRTConfig)
+    run(RLRTTrainer)

@@ -15,7 +15,7 @@ from jaxtyping import jaxtyped
 from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import trl_selfdistill  # noqa: F401
+import trl_selfdistill
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -26,6 +26,8 @@ CHECKED = ("trl_selfdistill.algorithms.", "trl_selfdistill.maths.")
 
 def check_shapes() -> list[str]:
     """Put a checked version in the place of every public function of `CHECKED`, wherever it was imported to."""
+    for name in trl_selfdistill.__all__:
+        getattr(trl_selfdistill, name)  # imported when it is asked for
     checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
     ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "trl_selfdistill"}
     checked = {}

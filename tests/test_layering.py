@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "algorithms": ({"trainer", "config", "settings", "grpo_settings", "maths", "context", "ops"}, {"torch"}),
     "cli": ({"*"}, {"*"}),
     "__init__": ({"*"}, set()),
+    "__main__": ({"cli"}, set()),
 }
 PLAIN_PYTHON = ("context/rollout.py", "context/builders.py", "context/templates.py", "record/wording.py")
 

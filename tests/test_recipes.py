@@ -10,17 +10,18 @@ import yaml
 from filelock import FileLock
 from helpers import ROOT, run_script, shared_folder
 from tiny_policy import sums
-from training_script import RewardArguments, load_reward
 from trl import ModelConfig, TrlParser
 
 from trl_selfdistill import AntiSDConfig, OPSDConfig, RLRTConfig
+from trl_selfdistill.cli.arguments import RunArguments
+from trl_selfdistill.cli.rewards import load_reward
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CONFIGS = {"rlrt": RLRTConfig, "grpo": RLRTConfig, "antisd": AntiSDConfig, "opsd": OPSDConfig, "opsd_paper": OPSDConfig}
 
 
 def parse(recipe, config_class):
-    parser = TrlParser((RewardArguments, config_class, ModelConfig))
+    parser = TrlParser((RunArguments, config_class, ModelConfig))
     return parser.parse_args_and_config(["--config", str(recipe)])
 
 

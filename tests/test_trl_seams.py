@@ -36,6 +36,10 @@ def test_signatures_of_overridden_methods():
     assert parameters(GRPOTrainer._set_signature_columns_if_needed) == ["self"]
 
 
+def test_signature_of_the_tokenizing_method_that_the_dry_run_calls():
+    assert parameters(GRPOTrainer._tokenize_prompts) == ["self", "prompts"]
+
+
 def test_signature_of_the_trainer():
     assert parameters(GRPOTrainer.__init__)[1:] == [
         "model",

@@ -1,17 +1,21 @@
 """On-policy self-distillation for TRL: the policy, shown privileged context, is its own teacher."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from trl_selfdistill._compat import check_trl
 
-check_trl()
+if TYPE_CHECKING:
+    from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer
+    from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer
+    from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer
+    from trl_selfdistill.config import SelfDistillConfig
+    from trl_selfdistill.context.collator import PrivilegedContextCollator
+    from trl_selfdistill.context.rollout import Context, Rollout
+    from trl_selfdistill.maths import EntropyGate
+    from trl_selfdistill.ops import linear_divergence, linear_logps
 
-from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer  # noqa: E402
-from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer  # noqa: E402
-from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer  # noqa: E402
-from trl_selfdistill.config import SelfDistillConfig  # noqa: E402
-from trl_selfdistill.context.collator import PrivilegedContextCollator  # noqa: E402
-from trl_selfdistill.context.rollout import Context, Rollout  # noqa: E402
-from trl_selfdistill.maths import EntropyGate  # noqa: E402
-from trl_selfdistill.ops import linear_divergence, linear_logps  # noqa: E402
+check_trl()
 
 __version__ = "0.1.0"
 
@@ -30,6 +34,25 @@ __all__ = [
     "linear_divergence",
     "linear_logps",
 ]
+
+# A public name is imported when it is asked for, as in TRL: torch takes seconds, and `--help` does not need it.
+_HOME = {
+    "algorithms.antisd": ("AntiSDConfig", "AntiSDTrainer"),
+    "algorithms.opsd": ("OPSDConfig", "OPSDTrainer"),
+    "algorithms.rlrt": ("RLRTConfig", "RLRTTrainer"),
+    "config": ("SelfDistillConfig",),
+    "context.collator": ("PrivilegedContextCollator",),
+    "context.rollout": ("Context", "Rollout"),
+    "maths": ("EntropyGate",),
+    "ops": ("linear_divergence", "linear_logps"),
+}
+_MODULES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

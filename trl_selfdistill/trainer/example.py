@@ -1,0 +1,50 @@
+"""The teacher's prompts for the first row, before there is any rollout."""
+
+from typing import Any
+
+from trl_selfdistill.context.builders import as_context
+from trl_selfdistill.context.rollout import Rollout
+from trl_selfdistill.record.first_prompt import teacher_prompt
+from trl_selfdistill.trainer.base import SelfDistillTrainer
+
+PLACEHOLDER = "(a rollout of the policy will stand here)"
+
+
+def example_prompts(trainer: SelfDistillTrainer) -> dict[str, str]:
+    """What the teacher of `trainer` reads for the first row of the training set, by view, special tokens included.
+
+    The rollouts that it may be shown are `PLACEHOLDER`s that count as correct. A view that gets no context is left out.
+    Images stand for themselves in a prompt's tokens and are not shown.
+    """
+    row = next(iter(trainer.train_dataset))
+    prompt = row["prompt"]
+    own_ids = [trainer._tokenizer.eos_token_id] if trainer._is_vlm else trainer._tokenize_prompts([prompt])[0][0]
+    rollout = example_rollout(trainer, row)
+    shown = trainer.contexts(rollout)
+    texts = {}
+    for view in trainer.views:
+        context = as_context(shown.get(view), maker="the context builder")
+        if context is not None:
+            feedback = [trainer.feedback(rollout)]
+            encoded = trainer.collator([prompt], [context], feedback=feedback, prompt_ids=[own_ids])
+            texts[view] = teacher_prompt(trainer._tokenizer, encoded, 0)
+    return texts
+
+
+def example_rollout(trainer: SelfDistillTrainer, row: Any) -> Rollout:
+    """A correct rollout of `row` in a group of correct ones, whose texts are placeholders."""
+    others = (PLACEHOLDER,) * max(1, trainer.num_generations - 1)
+    gold = trainer._data.gold.of(row)
+    return Rollout(
+        row=row,
+        prompt=row["prompt"],
+        completion=PLACEHOLDER,
+        correct=True,
+        gold=gold,
+        peers=others,
+        finished_peers=others,
+        other_gold=gold,
+        pass_rate=1.0,
+        group_size=trainer.num_generations,
+        reward=1.0,
+    )
