@@ -49,7 +49,8 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         asked = self._asked is not None
         if PartialState().num_processes > 1:  # a signal does not reach all processes in the same step
-            asked = bool(reduce(torch.tensor(float(asked), device=args.device), "sum") > 0)
+            presses: Any = reduce(torch.tensor(float(asked), device=args.device), "sum")
+            asked = bool(presses > 0)
         batch = args.steps_per_generation * args.num_iterations
         ends_batch = state.global_step * args.gradient_accumulation_steps % batch == 0
         if asked and ends_batch and state.global_step < state.max_steps:

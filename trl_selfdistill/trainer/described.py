@@ -37,7 +37,8 @@ class DescribedTrainer(ResumableTrainer):
     collator: Any
     context_builder: Any
     train_dataset: Any
-    model: Any
+    num_generations: int  # of a configuration that TRL has resolved
+    num_generations_eval: int
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -46,7 +47,7 @@ class DescribedTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return
         path = Path(self.args.output_dir or ".") / "README.md"
-        theirs = ModelCard.load(path)
+        theirs: Any = ModelCard.load(path)
         facts = self.card_facts(theirs.data.base_model, model_name, dataset_name)
         facts["links"] = [line for line in theirs.content.splitlines() if line.startswith("[<img ")]  # to trackers
         make_card(theirs.data, facts).save(path)
