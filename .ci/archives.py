@@ -1,6 +1,6 @@
 """Checks what the built sdist and wheel contain: `archives.py FOLDER`, from the repository root.
 
-The wheel holds the package's files and its own metadata, and no tests. The sdist holds what pyproject.toml names for it.
+The wheel holds the files of the package and its own metadata, and no tests. The sdist holds what pyproject.toml names.
 Both hold the licence and the mark that the package has types.
 """
 

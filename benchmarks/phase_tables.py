@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from step_flops import Shape
+from trl_selfdistill.cli.flops import Shape
 
 
 def print_comparison(kind: str, shape: Shape, rows: dict[str, dict[str, Any]]) -> None:

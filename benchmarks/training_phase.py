@@ -13,7 +13,8 @@ TRL's teachers have: those of the trainer of ours that they stand beside.
 Measured is what lies between the beginning of a training step and the end of its optimiser step: teacher, loss,
 backward, clipping, optimiser. Each (variant, round) runs in a process of its own, after one short step that warms up;
 variants are interleaved. A ratio to GRPO is the median over the rounds of the ratio in the round. Beside it stands the
-ratio of the operations counted by `step_flops.py`: with the teacher's prompt encoded once per rollout, and once in all.
+ratio of the operations counted by `trl_selfdistill/cli/flops.py`: with the teacher's prompt encoded once per rollout,
+and once in all.
 
 CPU: process time of one thread, and the growth of the peak resident set, in a run apart in which freed blocks go back
 to the system at once. CUDA: wall time between synchronisations, and the growth of `max_memory_allocated`.
@@ -39,8 +40,9 @@ import numpy as np
 import torch
 from phase_tables import print_comparison, print_growth
 from phase_variants import PARTS, VARIANTS, counted, trainer_of
-from step_flops import Shape
 from transformers import PrinterCallback, TrainerCallback
+
+from trl_selfdistill.cli.flops import Shape
 
 SHAPES = (Shape(64, 192, 128), Shape(256, 512, 256), Shape(256, 1024, 1024))
 KINDS = ("lora", "full")

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import phase_variants
 import shared_prefix
 import training_phase
-from step_flops import Shape, causal_pairs, step_flops
+
+from trl_selfdistill.cli.flops import Shape, causal_pairs, step_flops
 
 TOY = Shape(16, 24, 12, 4)
 
