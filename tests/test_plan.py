@@ -2,18 +2,20 @@
 
 import itertools
 import json
+import re
 import statistics
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import ROOT
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from trl_selfdistill.cli import plan
 from trl_selfdistill.cli.flops import Shape, predicted_flops
 from trl_selfdistill.cli.memory import estimate_memory
 from trl_selfdistill.cli.plan_costs import Job, Setup, communication_bytes, memory, seconds, training_bytes
-from trl_selfdistill.cli.plan_tables import GPUS, MODELS, find_decoder
+from trl_selfdistill.cli.plan_tables import GIB, GPUS, MODELS, find_decoder
 
 SMOLLM2 = find_decoder("smollm2-135m", rank=16)
 MEASURED = {  # CPU seconds of one thread in float32: benchmarks/training_phase.py, and opsd_memory.py for OPSD
@@ -36,6 +38,18 @@ def test_one_rate_explains_all_measured_steps():
     middle = statistics.geometric_mean(rates.values())
     assert 70e9 < middle < 90e9
     assert all(1 / 1.5 < found / middle < 1.5 for found in rates.values()), rates
+
+
+def test_the_page_has_these_figures():
+    page = (ROOT / "docs/scaling.md").read_text()
+    rows = re.findall(r"^\| (\w+), (LoRA|full) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    middle = statistics.geometric_mean(rate(case) for case in MEASURED)
+    assert len(rows) == len(MEASURED)
+    for name, kind, took, counted, predicted in rows:
+        case = (name.lower(), kind == "LoRA")
+        assert float(took) == MEASURED[case][1]
+        operations = rate(case) * MEASURED[case][1]
+        assert (counted, predicted) == (f"{operations / 1e12:.2f}", f"{operations / middle:.1f}")
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -185,3 +199,19 @@ def test_mistakes_are_answered_with_one_line(line, message, capsys):
 def test_the_peaks_are_ordered():
     assert GPUS["t4"].flops < GPUS["a100"].flops < GPUS["h100"].flops
     assert all(gpu.network <= gpu.link < gpu.bandwidth for gpu in GPUS.values())
+
+
+def test_the_page_has_the_answers_of_the_command(capsys):
+    page = (ROOT / "docs/scaling.md").read_text()
+    rows = re.findall(r"^\| `(--model .*?)` \| (.*) \|$", page, re.M)
+    told = {line: [row for other, row in rows if other == line] for line, _ in rows}
+    assert len(told) > 5
+    for line, lines in told.items():
+        best = plan.choices(plan.plans(plan.read_job(plan.parser().parse_args(line.split()))))
+        assert lines == [
+            f"{m} | {p.setup.name} | {p.bytes.peak / GIB:.1f} | {p.seconds.total:.1f} | {p.dominates}"
+            for m, p in best.items()
+        ]
+    ((line, block),) = re.findall(r"^```text\n\$ trl-selfdistill plan ([^\n]*)\n(.*?)^```", page, re.M | re.S)
+    assert plan.main(line.split()) == 0
+    assert capsys.readouterr().out == block
