@@ -14,8 +14,9 @@ from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 from trl_selfdistill.cli import plan
 from trl_selfdistill.cli.flops import Shape, predicted_flops
 from trl_selfdistill.cli.memory import estimate_memory
-from trl_selfdistill.cli.plan_costs import Job, Setup, communication_bytes, memory, seconds, training_bytes
+from trl_selfdistill.cli.plan_costs import CHUNK_BYTES, Job, Setup, communication_bytes, memory, seconds, training_bytes
 from trl_selfdistill.cli.plan_tables import GIB, GPUS, MODELS, find_decoder
+from trl_selfdistill.ops.projection import CUDA_CHUNK_BYTES
 
 SMOLLM2 = find_decoder("smollm2-135m", rank=16)
 MEASURED = {  # CPU seconds of one thread in float32: benchmarks/training_phase.py, and opsd_memory.py for OPSD
@@ -194,6 +195,10 @@ def test_mistakes_are_answered_with_one_line(line, message, capsys):
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not printed.out
+
+
+def test_the_chunk_is_that_of_the_op():
+    assert CHUNK_BYTES == CUDA_CHUNK_BYTES
 
 
 def test_the_peaks_are_ordered():
