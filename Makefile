@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 TRL_MINORS := 1.15.0 1.16.0
 DEEPSPEED := deepspeed==0.19.8
 
-.PHONY: demo test check fast lint types test-trl test-triton test-deepspeed test-wheel bench docs clean
+.PHONY: demo test check fast lint types test-trl test-triton test-deepspeed test-wheel check-publish bench docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
@@ -53,6 +53,16 @@ test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imp
 	cd build/wheel && venv/bin/python -c \
 	  'import trl_selfdistill as t; from trl_selfdistill import RLRTTrainer; assert "site-packages" in t.__file__; print(t.__file__)'
 	cd build/wheel && venv/bin/trl-selfdistill --help && test -f "$$(venv/bin/trl-selfdistill configs fsdp2)"
+
+# zizmor would ask GitHub whether the pinned commits are known; offline it reads the files alone.
+check-publish: $(VENV)/.dev  ## sdist and wheel, and the workflows that publish them
+	rm -rf build/publish
+	$(BIN)/python -m build --outdir build/publish .
+	$(BIN)/twine check --strict build/publish/*
+	$(BIN)/python .ci/archives.py build/publish
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 bench: $(VENV)/.dev  ## The op, and a training step of the smallest shape
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py

@@ -1,9 +1,15 @@
-"""The tables of `training_phase.py`, in markdown."""
+"""The tables of `training_phase.py`, in markdown.
 
+python benchmarks/phase_tables.py benchmarks/results/training_phase_cpu.json  # those of docs/performance.md
+"""
+
+import json
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
-from step_flops import Shape
+from trl_selfdistill.cli.flops import Shape
 
 
 def print_comparison(model: str, kind: str, shape: Shape, rows: dict[str, dict[str, Any]]) -> None:
@@ -32,3 +38,29 @@ def print_growth(axis: str, rows: dict[str, dict[str, Any]]) -> None:
         seconds = " | ".join(f"{value:.2f}" for value in row["seconds"])
         print(f"| {variant} | {seconds} | {row['exponent']:.2f} | {row['counted']:.2f} |")
     print(flush=True)
+
+
+def share(row: dict[str, Any], part: str) -> str:
+    return f"{row['shares'].get(part, 0.0):.0%}"
+
+
+def summary_tables(results: dict[str, Any]) -> str:
+    """LoRA beside full fine-tuning: seconds and peak memory as ratios to GRPO's, and the shares of a step."""
+    kinds = {entry["kind"]: entry["variants"] for entry in results["comparison"]}
+    lines = ["| | LoRA, seconds | ratio | memory | full, seconds | ratio | memory |", "|---|---|---|---|---|---|---|"]
+    for variant in kinds["lora"]:
+        cells = []
+        for kind in ("lora", "full"):
+            row = kinds[kind][variant]
+            cells += [f"{statistics.median(row['seconds']):.1f}", f"{row['ratio']:.2f}", f"{row['mb_ratio']:.2f}"]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    parts = ("teacher", "loss", "backward, optimiser, the rest")
+    lines += ["", f"| LoRA | {' | '.join(parts)} |", "|---|---|---|---|"]
+    for variant, row in kinds["lora"].items():
+        if row["shares"]:
+            lines.append(f"| {variant} | {' | '.join(share(row, part) for part in parts)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(summary_tables(json.loads(Path(sys.argv[1]).read_text())))

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from step_flops import Shape, Sizes, step_flops
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill.cli.flops import Shape, Sizes, step_flops
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from tiny_policy import build_tokenizer

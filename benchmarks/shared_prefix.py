@@ -14,8 +14,8 @@ import warnings
 import torch
 from measure import medians
 from phase_variants import model_of, trainer_of
-from step_flops import Shape
 
+from trl_selfdistill.cli.flops import Shape
 from trl_selfdistill.trainer.scorer import completion_logps
 
 

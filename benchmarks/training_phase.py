@@ -13,8 +13,8 @@ but for whose weights TRL's teachers have: those of the trainer of ours that the
 Measured is what lies between the beginning of a training step and the end of its optimiser step: teacher, loss,
 backward, clipping, optimiser. Each (variant, round) has a trainer of its own, on a CPU in a process of its own, and one
 short step that warms up; variants are interleaved. A ratio to GRPO is the median over the rounds of the ratio in the
-round. Beside it stands the ratio of the operations counted by `step_flops.py`: with the teacher's prompt encoded once
-per rollout, and once in all.
+round. Beside it stands the ratio of the operations counted by `trl_selfdistill/cli/flops.py`: with the teacher's prompt
+encoded once per rollout, and once in all.
 
 CPU: process time of one thread, and the growth of the peak resident set, in a run apart in which freed blocks go back
 to the system at once. CUDA: wall time between synchronisations, and the growth of `max_memory_allocated`.
@@ -42,8 +42,9 @@ import torch
 from measure import end, tried
 from phase_tables import print_comparison, print_growth
 from phase_variants import MODELS, PARTS, VARIANTS, counted, trainer_of
-from step_flops import Shape
 from transformers import PrinterCallback, TrainerCallback
+
+from trl_selfdistill.cli.flops import Shape
 
 SHAPES = (Shape(64, 192, 128), Shape(256, 512, 256), Shape(256, 1024, 1024))
 KINDS = ("lora", "full")

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["trl-selfdistill[math]"]
-# ///
 """Train with AntiSD (https://huggingface.co/papers/2605.11609).
 
 On GPUs, the paper's settings (32 prompts with 8 rollouts each):

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["trl-selfdistill"]
-# ///
 """Train with OPSD (https://huggingface.co/papers/2601.18734). No reward is needed; the dataset has gold solutions.
 
 On a GPU, with LoRA, the paper's settings:

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["trl-selfdistill[math]"]
-# ///
 """Train with RLRT (https://huggingface.co/papers/2605.10781).
 
 On a GPU, full fine-tuning:

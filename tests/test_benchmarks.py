@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import phase_tables
 import phase_variants
 import shared_prefix
 import training_phase
-from step_flops import Shape, causal_pairs, step_flops
+
+from trl_selfdistill.cli.flops import Shape, causal_pairs, step_flops
 
 TOY = Shape(16, 24, 12, 4)
 
@@ -127,3 +129,8 @@ def test_the_scoring_of_shared_prompts_is_compared(capsys):
     printed = capsys.readouterr().out
     assert "| once |" in printed
     assert float(printed.split()[-1]) < 1e-4
+
+
+def test_the_tables_of_the_documentation_are_made_from_the_raw_numbers():
+    raw = json.loads((ROOT / "benchmarks/results/training_phase_cpu.json").read_text())
+    assert phase_tables.summary_tables(raw) in (ROOT / "docs/performance.md").read_text()
