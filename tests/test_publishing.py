@@ -91,3 +91,26 @@ def test_the_readme_says_what_is_published_and_how_to_install():
     assert not [page for page in pages if re.search(r"pip install ['\"]?trl-selfdistill", page.read_text())]
     # Runners such as uv would look for it there.
     assert not [path for path in (ROOT / "examples").glob("*.py") if "# /// script" in path.read_text()]
+
+
+def test_the_skill_is_in_the_package_and_names_what_exists():
+    """A file for coding assistants, where typer, fastapi and TRL have theirs."""
+    import trl_selfdistill
+
+    file = ROOT / "trl_selfdistill/.agents/skills/trl-selfdistill/SKILL.md"
+    head, _, text = file.read_text().removeprefix("---\n").partition("\n---\n")
+    keys = dict(line.split(": ", 1) for line in head.splitlines())
+    assert keys["name"] == file.parent.name
+    assert 100 < len(keys["description"]) <= 1024
+    fields = set()
+    for name in trl_selfdistill.__all__:
+        if name.endswith("Config"):
+            fields |= set(getattr(trl_selfdistill, name).__dataclass_fields__)
+    metrics = (ROOT / "docs/metrics.md").read_text() + "".join(
+        page.read_text() for page in (ROOT / "docs").glob("*.md")
+    )
+    lora = {"lora_dropout", "reward_funcs", "privileged_context", "token_signals", "context_builder"}
+    named = re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)(?:=[^`]*)?`", text)
+    assert len(named) > 10
+    assert not [name for name in named if name not in fields | lora]
+    assert not [m for m in re.findall(r"`([a-z_]+/[a-z_0-9]+)`", text) if f"`{m}`" not in metrics]
