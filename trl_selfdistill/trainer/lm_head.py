@@ -4,6 +4,7 @@ TRL has one method for the policy's, the old policy's and the reference's log-pr
 that GRPO's ratio and the teacher's log-ratio come from numbers of one kind.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from trl_selfdistill.scoring.tokens import TokenScorer, positions
 from trl_selfdistill.teachers.base import scoring_mode
 
 logger = logging.get_logger(__name__)
+Parts = list[tuple[list[int], Tensor]]
+"""Row numbers and their hidden states (b, t, H), a micro-batch each."""
 
 
 class ExactLogpsTrainer(GRPOTrainer):
@@ -46,19 +49,24 @@ class ExactLogpsTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        # In lower precision a shared prompt changes the rounding, and a ratio that must be 1 would not be.
-        exact = self.accelerator.mixed_precision == "no" and causal_lm(self.model).dtype == torch.float32
-        shared = exact and self.shares_prefix and not (model.training and self.noise)
         if self.args.policy_logps == "trl":
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
             )
-        if torch.is_grad_enabled() or kwargs.get("compute_aux_loss") or not shared:
+        if torch.is_grad_enabled() or kwargs.get("compute_aux_loss") or not self._shares_own_prompt(model):
             return self.row_by_row(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
         cut = input_ids.size(1) - logits_to_keep
         texts = Texts(input_ids[:, :cut], attention_mask[:, :cut], input_ids[:, cut:], attention_mask[:, cut:])
         with scoring_mode(model):
             return *self.prompt_by_prompt(model, texts, batch_size or len(input_ids)), None
+
+    def _shares_own_prompt(self, model: nn.Module) -> bool:
+        """Whether the policy's own prompt is encoded once, in passes for the old policy, the reference, an evaluation.
+
+        In lower precision a shared prompt changes the rounding, and a ratio that must be 1 would not be.
+        """
+        exact = self.accelerator.mixed_precision == "no" and causal_lm(self.model).dtype == torch.float32
+        return self.shares_prefix and exact and not (model.training and self.noise)
 
     def row_by_row(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What TRL's method returns, by its own loop over forwards, with our head."""
@@ -72,7 +80,7 @@ class ExactLogpsTrainer(GRPOTrainer):
         logps = torch.zeros(texts.completion_ids.shape, dtype=torch.float32, device=texts.completion_ids.device)
         entropies = torch.zeros_like(logps)
 
-        def score(parts: list[tuple[list[int], Tensor]]) -> None:
+        def score(parts: Parts) -> None:
             with output_head(inner) as head:
                 for rows, hidden in parts:
                     own = (rows, slice(hidden.size(1)))
@@ -84,7 +92,7 @@ class ExactLogpsTrainer(GRPOTrainer):
         self.with_hidden(model, texts, batch_size, score)
         return logps, entropies
 
-    def with_hidden(self, model: nn.Module, texts: Texts, batch_size: int, use: Any) -> None:
+    def with_hidden(self, model: nn.Module, texts: Texts, batch_size: int, use: Callable[[Parts], None]) -> None:
         """Call `use` with the rows and hidden states of all completions, inside the wrapped model's forward.
 
         Every process runs as many forwards as the one with the most, and `use` once after them: what gathers weights
