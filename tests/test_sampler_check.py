@@ -141,3 +141,14 @@ def test_settings_out_of_range_are_refused(tmp_path):
         RLRTConfig(**distill_settings(tmp_path, sampler_mismatch="panic"))
     with pytest.raises(ValueError, match=r"sampler_mismatch_threshold=0\.0 must be positive"):
         RLRTConfig(**distill_settings(tmp_path, sampler_mismatch_threshold=0.0))
+
+
+def test_a_few_tokens_are_no_evidence(model, tokenizer, tmp_path, caplog):
+    """Two tokens that are alike have a standard error of 0."""
+    config = RLRTConfig(**distill_settings(tmp_path, **{**MANY, "per_device_train_batch_size": 16}))
+    trainer = build(RLRTTrainer, config, model, tokenizer)
+    stale_generation(trainer)
+    with caplog.at_level(logging.WARNING, "trl_selfdistill"):
+        trainer.train()
+    assert "do not come from the policy" not in caplog.text
+    assert "self_distill/surprise" in step_logs(trainer)[0]

@@ -1,5 +1,6 @@
 """Checks on the values of a configuration, as pure functions: what cannot work is refused before anything is loaded."""
 
+import logging
 import types
 import warnings
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from typing import Any, Union, get_args, get_origin
 
 from trl_selfdistill.context.builders import NEEDS_GROUP, resolve_context, resolve_function
 from trl_selfdistill.context.templates import check_template
+
+logger = logging.getLogger("trl_selfdistill")
 
 TEACHER_KINDS = ("live", "base", "ema")
 ROW_WEIGHTS = ("none", "paced")
@@ -60,10 +63,9 @@ def check_context(args: Any) -> None:
         )
     asks_itself = args.context == "none" and args.teacher_model_kind == "live"
     if asks_itself and args.teacher_chat_template_kwargs in (None, args.chat_template_kwargs):
-        warnings.warn(
+        logger.warning(
             "context='none' with teacher_model_kind='live' asks the policy what it thinks of itself: the signal is 0. "
-            "As a control, give the teacher other weights (teacher_model_kind) or other teacher_chat_template_kwargs.",
-            stacklevel=2,
+            "As a control, give the teacher other weights (teacher_model_kind) or other teacher_chat_template_kwargs."
         )
     if args.context == "other_gold" and args.generation_batch_size <= args.num_generations:
         raise ValueError(

@@ -20,6 +20,9 @@ SURPRISE = "self_distill/surprise"
 ERRORS = 5.0
 """Standard errors that a mean surprise must be away from 0: chance alone gets there once in a million batches."""
 
+FEWEST = 256
+"""Tokens that are needed for a verdict by the surprise: of a few, the standard error says nothing."""
+
 
 class SamplerMismatchError(RuntimeError):
     """The rollouts are not the policy's own, and `sampler_mismatch="stop"` asked to stop then."""
@@ -55,8 +58,9 @@ class SamplerCheck:
         if not self._exact:
             return {}
         each = (-scores.student_logps - scores.student_entropy)[scores.mask]
-        mean, error = surprise(self._metric_log.all_tokens(each))
-        if abs(mean) > ERRORS * error:
+        values = self._metric_log.all_tokens(each)
+        mean, error = surprise(values)
+        if len(values) >= FEWEST and abs(mean) > ERRORS * error:
             text = f"the policy finds a token {mean:+.3f} nats more surprising than one of its own"
             self._judge(abs(mean), f"{text} (standard error {error:.3f})")
         return {} if math.isnan(mean) else {SURPRISE: mean}
