@@ -479,7 +479,7 @@ def quantizable_dir(tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["live", "base"])
+@pytest.mark.parametrize("kind", ["live", "base", "ema"])
 def test_qlora(kind, quantizable_dir, tokenizer, tmp_path):
     config = RLRTConfig(
         **distill_settings(

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 from trl import GRPOConfig
 
 from trl_selfdistill.config import SelfDistillConfig
@@ -60,3 +61,44 @@ def configuration_of(
     new.set_defaults()
     new.check()
     return new
+
+
+def check_sampler_precision(
+    args: SelfDistillConfig, model: Any, quantization_config: BitsAndBytesConfig | None
+) -> None:
+    """Raise `ValueError` for vLLM beside a base model in 4 or 8 bits, before either is loaded.
+
+    TRL gives vLLM the base with the adapter merged into it. Merging rounds the sum to the few bits of the base, so vLLM
+    would sample from another policy than the one that is trained; under FSDP2 there is nothing to merge into.
+    """
+    if not args.use_vllm:
+        return
+    bits = bits_of(quantization_config) or base_bits(args.model_init_kwargs or {}, model)
+    if bits is None:
+        return
+    raise ValueError(
+        f"use_vllm=True with a base model in {bits} bits: for vLLM, TRL merges the adapter into the base. Merged into "
+        f"{bits} bits it is rounded, and vLLM samples from another policy (github.com/huggingface/trl/issues/3466); "
+        "bits that FSDP2 has sharded cannot be merged at all (github.com/huggingface/trl/issues/5975). Set "
+        "use_vllm=False, or train the adapter on a base in bfloat16: leave out quantization_config (load_in_4bit, "
+        "load_in_8bit)."
+    )
+
+
+def base_bits(init_kwargs: dict[str, Any], model: Any) -> int | None:
+    """The bits of the weights of `model`, or of what is stored under that name; `None` where bitsandbytes made none."""
+    if not isinstance(model, str):
+        return bits_of(getattr(model.config, "quantization_config", None))
+    asked = bits_of(init_kwargs.get("quantization_config"))
+    if asked is not None:
+        return asked
+    stored, _ = PreTrainedConfig.get_config_dict(model, revision=init_kwargs.get("revision"))
+    return bits_of(stored.get("quantization_config"))
+
+
+def bits_of(quantization: Any) -> int | None:
+    """4 or 8 for bitsandbytes, as an object or as the dictionary of a `config.json`; else `None`."""
+    if quantization is None:
+        return None
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return next((bits for bits in (4, 8) if values.get(f"load_in_{bits}bit")), None)

@@ -34,7 +34,7 @@ from trl_selfdistill.record.signal_log import Part, SignalLog
 from trl_selfdistill.record.token_log import TokenLog
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
-from trl_selfdistill.trainer.arguments import configuration_of
+from trl_selfdistill.trainer.arguments import check_sampler_precision, configuration_of
 from trl_selfdistill.trainer.build import make_collator, make_row_weight, make_teacher
 from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
@@ -89,6 +89,7 @@ class SelfDistillTrainer(DescribedTrainer, ABC):
         context_builder: ContextBuilder | None = None,
     ) -> None:
         args = configuration_of(self.config_class, args, model, self._name)
+        check_sampler_precision(args, model, quantization_config)
         self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
         self._assesses = reward_funcs is given
