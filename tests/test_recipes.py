@@ -170,12 +170,13 @@ def test_smollm2_trains_from_its_recipe(name, smollm2_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.recipes
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="the weights are not installed")
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.parent.name == "smollm2"], ids=lambda r: r.stem)
 def test_a_smollm2_recipe_runs_two_steps(recipe, smollm2_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(smollm2_folder)
     sizes = {"max_steps": 2, "per_device_train_batch_size": 8, "max_completion_length": 8, "output_dir": tmp_path}
-    sizes |= {"eval_strategy": "no", "eval_on_start": "false"}
+    sizes |= {"eval_strategy": "no", "eval_on_start": "false", "gradient_accumulation_steps": 1}
     flags = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
     arguments = read(recipe, *flags)
     trainer = build(getattr(trl_selfdistill, TRAINERS[algorithm_of(recipe)]), arguments)
