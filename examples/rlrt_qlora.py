@@ -55,8 +55,9 @@ quantization = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=getattr(torch, DTYPE),
 )
 adapter = LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+FOLDER = "Qwen3-1.7B-RLRT"
 settings = RLRTConfig(
-    output_dir="Qwen3-1.7B-RLRT",
+    output_dir=FOLDER,
     rlrt_strength=0.5,
     rlrt_clip=0.2,
     num_generations=8,
@@ -101,7 +102,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-newest = sorted(Path(settings.output_dir, "token_signals").glob("step_*.parquet"))[-1]
+newest = sorted(Path(FOLDER, "token_signals").glob("step_*.parquet"))[-1]
 row = pyarrow.parquet.read_table(newest).slice(0, 1).to_pylist()[0]
 print("reward", row["reward"], "- the teacher was shown:", row["context"])
 
