@@ -7,6 +7,7 @@ that GRPO's ratio and the teacher's log-ratio come from numbers of one kind.
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -37,6 +38,12 @@ class ExactLogpsTrainer(GRPOTrainer):
 
     def prepare_scoring(self) -> None:
         """Ask the model how it can be scored. Says once where it is the dearer way."""
+        if self.args.policy_logps == "fused" and self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise ValueError(
+                "torch_compile=True (or a launch with --dynamo_backend) compiles nothing of the loss with "
+                "policy_logps='fused', and the gradients of several processes would not be averaged. Set "
+                "torch_compile=False, or, where the algorithm takes it, policy_logps='trl'."
+            )
         self.noise = noise_of(self.model, self.args)
         reason = supports_shared_prefix(self.model) if self.args.shared_prefix else None
         self.shares_prefix = self.args.shared_prefix and reason is None
@@ -47,7 +54,7 @@ class ExactLogpsTrainer(GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
         # In lower precision a shared prompt changes the rounding, and a ratio that must be 1 would not be.
-        exact = self.accelerator.mixed_precision == "no" and causal_lm(self.model).dtype == torch.float32
+        exact = self.accelerator.mixed_precision == "no" and is_float32(self.model)
         shared = exact and self.shares_prefix and not (model.training and self.noise)
         if self.args.policy_logps == "trl":
             return super()._get_per_token_logps_and_entropies(
@@ -112,3 +119,8 @@ class ExactLogpsTrainer(GRPOTrainer):
             fp32_head=self.args.cast_lm_head_to_fp32,
             entropy_grad=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
         )
+
+
+def is_float32(model: nn.Module) -> bool:
+    """Whether all weights are float32. A model's own `dtype` is that of its first weight alone."""
+    return all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())

@@ -18,7 +18,10 @@ logger = logging.get_logger(__name__)
 DIFFERENCE = "self_distill/sampler_difference"
 SURPRISE = "self_distill/surprise"
 ERRORS = 5.0
-"""Standard errors that a mean surprise must be away from 0: chance alone gets there once in a million batches."""
+"""Standard errors that a mean surprise must be away from 0."""
+FEWEST = 250
+"""Tokens below which a mean surprise is logged and not judged: few tokens may all be likely ones, and then the standard
+error, which comes from the same tokens, is far too small."""
 
 
 class SamplerMismatchError(RuntimeError):
@@ -55,8 +58,9 @@ class SamplerCheck:
         if not self._exact:
             return {}
         each = (-scores.student_logps - scores.student_entropy)[scores.mask]
-        mean, error = surprise(self._metric_log.all_tokens(each))
-        if abs(mean) > ERRORS * error:
+        tokens = self._metric_log.all_tokens(each)
+        mean, error = surprise(tokens)
+        if len(tokens) >= FEWEST and abs(mean) > ERRORS * error:
             text = f"the policy finds a token {mean:+.3f} nats more surprising than one of its own"
             self._judge(abs(mean), f"{text} (standard error {error:.3f})")
         return {} if math.isnan(mean) else {SURPRISE: mean}
