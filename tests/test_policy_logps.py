@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import build, compute_loss, distill_settings, record_scores, settings, state_of, step_logs, watch_signals
-from peft import LoraConfig
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, RLRTConfig, RLRTTrainer
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill.scoring.forward import keep_values
 from trl_selfdistill.scoring.noise import noise_of
 
@@ -157,6 +157,11 @@ def test_evaluation_has_the_same_scores(model_dir, tokenizer, tmp_path):
 NOISES: dict[str, dict[str, Any]] = {
     "lora": {"peft_config": LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5)},
     "attention": {"attention_dropout": 0.5},
+    "loha": {"peft_config": LoHaConfig(r=4, target_modules=["q_proj"], rank_dropout=0.5, init_weights=False)},
+    "lokr": {"peft_config": LoKrConfig(r=4, target_modules=["q_proj"], module_dropout=0.5, init_weights=False)},
+    "boft": {
+        "peft_config": BOFTConfig(boft_block_size=4, target_modules=["q_proj"], boft_dropout=0.5, init_weights=False)
+    },
     "neftune": {"neftune_noise_alpha": 5.0},
     "trl": {"policy_logps": "trl"},
 }
@@ -188,6 +193,9 @@ def test_what_makes_two_passes_differ(model, tmp_path):
     assert "attention_dropout=0.1" in (noise_of(twin, plain) or "")
     twin.config.attention_dropout, twin.config.classifier_dropout = 0.0, 0.1
     assert noise_of(twin, plain) is None
+    twin.config.vision_config = {"attention_dropout": 0.3}
+    assert "attention_dropout=0.3" in (noise_of(twin, plain) or "")
+    del twin.config.vision_config
     twin.model.extra = nn.Dropout(0.2)
     assert "model.extra has dropout 0.2" in (noise_of(twin, plain) or "")
     twin.model.extra.p = 0.0
@@ -229,3 +237,27 @@ def test_settings_that_do_not_exist_or_would_do_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="policy_logps='trl': this acts on GRPO's loss"):
         OPSDConfig(**distill_settings(tmp_path, policy_logps="trl"))
     OPSDConfig(**distill_settings(tmp_path, policy_logps="trl", opsd_policy_weight=0.5))
+
+
+def test_a_float32_head_does_not_make_a_bfloat16_model_exact(model_dir, tokenizer, tmp_path, monkeypatch):
+    """TRL makes the tied embeddings float32, which come first; the old policy must be rounded as the loss is."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    settings = distill_settings(tmp_path, context="gold", num_iterations=2, cast_lm_head_to_fp32=True)
+    trainer = build(RLRTTrainer, RLRTConfig(**settings), model, tokenizer)
+    assert model.dtype == torch.float32
+    calls = []
+    monkeypatch.setattr(
+        trainer, "prompt_by_prompt", lambda *args: calls.append(1) or RLRTTrainer.prompt_by_prompt(trainer, *args)
+    )
+    trainer.train()
+    assert len(calls) == 1  # the teacher's pass, and not the old policy's
+
+
+@pytest.mark.parametrize("name", ["RLRT", "OPSD"])
+def test_a_compiled_policy_is_refused_unless_trls_head_is_used(name, model_dir, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")  # what torch_compile=True sets
+    trainer_class, config_class = (RLRTTrainer, RLRTConfig) if name == "RLRT" else (OPSDTrainer, OPSDConfig)
+    with pytest.raises(ValueError, match=r"torch_compile=True .* Set torch_compile=False"):
+        build(trainer_class, config_class(**distill_settings(tmp_path)), str(model_dir), tokenizer)
+    if name == "RLRT":
+        build(RLRTTrainer, RLRTConfig(**distill_settings(tmp_path, policy_logps="trl")), str(model_dir), tokenizer)

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
-from trl_selfdistill.maths import surprise
-from trl_selfdistill.trainer.sampler_check import SamplerMismatchError, samples_exactly
+from trl_selfdistill.maths import TokenScores, surprise
+from trl_selfdistill.trainer.sampler_check import SamplerCheck, SamplerMismatchError, samples_exactly
 
 PAIRS = {"RLRT": (RLRTTrainer, RLRTConfig), "AntiSD": (AntiSDTrainer, AntiSDConfig), "OPSD": (OPSDTrainer, OPSDConfig)}
 MANY = {"per_device_train_batch_size": 128, "num_generations": 8, "max_steps": 1, "context": "gold"}
@@ -125,6 +127,24 @@ def test_the_surprise_is_not_measured_where_tokens_are_left_out_of_the_draw(cut,
     assert not samples_exactly(RLRTConfig(**distill_settings(tmp_path, **cut)), own_rollouts=False)
 
 
+@pytest.mark.parametrize("tokens", [8, 400])
+def test_a_few_likely_tokens_in_a_row_are_no_stale_sampler(tokens, tmp_path):
+    """Each token has probability 0.9: eight likely ones come in 43 % of all batches, with a standard error of 0."""
+    logps = torch.full((1, tokens), 0.9).log()
+    entropy = torch.full_like(logps, -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
+    zeros, mask = torch.zeros_like(logps), torch.ones_like(logps, dtype=torch.bool)
+    scores = TokenScores(logps, zeros, entropy, zeros, mask, torch.tensor([True]), 0.0, training=True)
+    metric_log: Any = SimpleNamespace(all_tokens=lambda values: values)
+    args = RLRTConfig(**distill_settings(tmp_path, sampler_mismatch="stop"))
+    trainer = SimpleNamespace(args=args, metric_log=metric_log, rollout_func=None, scores_old_policy=True)
+    check = SamplerCheck(trainer)
+    if tokens == 8:
+        assert check.see(scores, None)["self_distill/surprise"] < -0.2
+    else:
+        with pytest.raises(SamplerMismatchError):
+            check.see(scores, None)
+
+
 @given(st.integers(0, 10**6))
 def test_the_mean_surprise_is_zero_for_ones_own_tokens_and_known_for_anothers(seed):
     draw = torch.Generator().manual_seed(seed)
@@ -152,3 +172,22 @@ def test_a_few_tokens_are_no_evidence(model, tokenizer, tmp_path, caplog):
         trainer.train()
     assert "do not come from the policy" not in caplog.text
     assert "self_distill/surprise" in step_logs(trainer)[0]
+
+
+def test_a_batch_whose_rows_are_chosen_by_their_outcome_is_not_judged(model, tokenizer, tmp_path):
+    """Right rollouts are less surprising than the policy's entropy says, though they are its own."""
+    config = RLRTConfig(**distill_settings(tmp_path, **MANY, sampler_mismatch="stop"))
+    chosen = {"context_builder": lambda rollout: rollout.gold if rollout.correct else None}
+    trainer = build(RLRTTrainer, config, model, tokenizer, **chosen)
+    trainer.train()
+    assert "self_distill/surprise" not in step_logs(trainer)[0]
+
+
+def test_a_divergence_is_not_judged_by_a_policy_that_has_moved_on(model, tokenizer, tmp_path):
+    other = copy.deepcopy(model).eval()
+    for steps, judged in ((1, True), (2, False)):
+        config = OPSDConfig(
+            **distill_settings(tmp_path, **{**MANY, "per_device_train_batch_size": 16, "steps_per_generation": steps})
+        )
+        trainer = build(OPSDTrainer, config, copy.deepcopy(model), tokenizer, rollout_func=sampler(other, tokenizer))
+        assert (trainer._sampler._action != "ignore") == judged

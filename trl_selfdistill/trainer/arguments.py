@@ -73,7 +73,8 @@ def check_sampler_precision(
     """
     if not args.use_vllm:
         return
-    bits = bits_of(quantization_config) or base_bits(args.model_init_kwargs or {}, model)
+    init_kwargs: Any = args.model_init_kwargs or {}
+    bits = bits_of(quantization_config) or base_bits(init_kwargs, model)
     if bits is None:
         return
     raise ValueError(

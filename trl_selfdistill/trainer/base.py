@@ -133,7 +133,7 @@ class SelfDistillTrainer(DescribedTrainer, ABC):
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self.feedback: Callable[[Rollout], str | None] = verdict
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
-        self._sampler = SamplerCheck(args, self.metric_log, own_rollouts=self.rollout_func is not None)
+        self._sampler = SamplerCheck(self)
         self.token_log = TokenLog(self._tokenizer)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}

@@ -27,6 +27,8 @@ class DivergenceTrainer(SelfDistillTrainer):
     The teacher is asked when the loss is computed, with its weights of that moment, and not when the rollouts are made.
     """
 
+    scores_old_policy = False
+
     def check_policy(self) -> None:
         super().check_policy()
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:

@@ -50,7 +50,7 @@ def teacher_hidden(trainer: Any, model: Any, batch: dict[str, Any], mask: Bool[T
         dtype = torch.float32 if fp32 or not parts else parts[0][1].dtype
         spread = torch.zeros(*mask.shape, size, dtype=dtype, device=mask.device)
         for places, hidden in parts:
-            spread[rows[places], : hidden.size(1)] = hidden.to(dtype)
+            spread[rows[places], : hidden.size(1)] = hidden.to(spread)
         found.append(spread[mask])
 
     trainer.with_hidden(model, Texts(prompt_ids[rows], prompt_mask[rows], *own), max(1, len(rows)), keep)

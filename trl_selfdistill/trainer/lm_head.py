@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -35,11 +36,19 @@ class ExactLogpsTrainer(GRPOTrainer):
     accelerator: Any
     shares_prefix = False
     """Whether passes without gradient encode a prompt that several rows have once."""
+    scores_old_policy = True
+    """Whether the student's scores are those of the policy that wrote the rollouts, and not of the one in training."""
     noise: str | None = None
     """Why two passes over the same tokens in training mode differ; `None` where they agree."""
 
     def prepare_scoring(self) -> None:
         """Ask the model how it can be scored. Says once where it is the dearer way."""
+        if self.args.policy_logps == "fused" and self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise ValueError(
+                "torch_compile=True (or a launch with --dynamo_backend) compiles nothing of the loss with "
+                "policy_logps='fused', and the gradients of several processes would not be averaged. Set "
+                "torch_compile=False, or, where the algorithm takes it, policy_logps='trl'."
+            )
         self.noise = noise_of(self.model, self.args)
         reason = supports_shared_prefix(self.model) if self.args.shared_prefix else None
         self.shares_prefix = self.args.shared_prefix and reason is None
@@ -65,7 +74,7 @@ class ExactLogpsTrainer(GRPOTrainer):
 
         In lower precision a shared prompt changes the rounding, and a ratio that must be 1 would not be.
         """
-        exact = self.accelerator.mixed_precision == "no" and causal_lm(self.model).dtype == torch.float32
+        exact = self.accelerator.mixed_precision == "no" and is_float32(self.model)
         return self.shares_prefix and exact and not (model.training and self.noise)
 
     def row_by_row(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +94,7 @@ class ExactLogpsTrainer(GRPOTrainer):
                 for rows, hidden in parts:
                     own = (rows, slice(hidden.size(1)))
                     mask = texts.completion_mask[own].bool()
-                    found = scorer.score_hidden(hidden[mask], texts.completion_ids[own][mask], head)
+                    found = scorer.score_hidden(hidden[mask.to(hidden.device)], texts.completion_ids[own][mask], head)
                     for values, result in zip(found, (logps, entropies), strict=True):
                         result[own] = result[own].masked_scatter(mask, values.to(result))
 
@@ -120,3 +129,8 @@ class ExactLogpsTrainer(GRPOTrainer):
             fp32_head=self.args.cast_lm_head_to_fp32,
             entropy_grad=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
         )
+
+
+def is_float32(model: nn.Module) -> bool:
+    """Whether all weights are float32. A model's own `dtype` is that of its first weight alone."""
+    return all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())

@@ -18,10 +18,10 @@ logger = logging.get_logger(__name__)
 DIFFERENCE = "self_distill/sampler_difference"
 SURPRISE = "self_distill/surprise"
 ERRORS = 5.0
-"""Standard errors that a mean surprise must be away from 0: chance alone gets there once in a million batches."""
-
+"""Standard errors that a mean surprise must be away from 0."""
 FEWEST = 256
-"""Tokens that are needed for a verdict by the surprise: of a few, the standard error says nothing."""
+"""Tokens below which a mean surprise is logged and not judged: few tokens may all be likely ones, and then the standard
+error, which comes from the same tokens, is far too small."""
 
 
 class SamplerMismatchError(RuntimeError):
@@ -31,17 +31,20 @@ class SamplerMismatchError(RuntimeError):
 class SamplerCheck:
     """Two measures, for what samplers tell: their own log-probabilities where they give them, else the surprise.
 
-    Args:
-        args: the configuration.
-        metric_log: gathers tokens of all processes.
-        own_rollouts: whether a `rollout_func` makes the rollouts. The surprise says nothing there, nor where tokens are
-            left out of the draw (top_p and its kin).
+    The surprise says nothing where a `rollout_func` makes the rollouts, nor where tokens are left out of the draw
+    (top_p and its kin). Nothing is judged where a batch of rollouts lasts several steps and the scores are those of the
+    policy in training (`scores_old_policy` is False).
     """
 
-    def __init__(self, args: Any, metric_log: MetricLog, *, own_rollouts: bool) -> None:
+    def __init__(self, trainer: Any) -> None:
+        args = trainer.args
         self._action, self._threshold = args.sampler_mismatch, args.sampler_mismatch_threshold
-        self._exact, self._metric_log = samples_exactly(args, own_rollouts=own_rollouts), metric_log
+        self._exact = samples_exactly(args, own_rollouts=trainer.rollout_func is not None)
+        self._metric_log: MetricLog = trainer.metric_log
         self._warned = False
+        batch = args.steps_per_generation * args.num_iterations
+        if not trainer.scores_old_policy and args.gradient_accumulation_steps % batch:
+            self._action = "ignore"  # the policy moves away from the rollouts by training
 
     def see(self, scores: TokenScores, difference: float | None) -> dict[str, float]:
         """The metrics of a batch of rollouts. Warns or stops.
@@ -57,6 +60,8 @@ class SamplerCheck:
             return {}
         if not self._exact:
             return {}
+        if not self._metric_log.all_tokens(scores.mask.any(dim=1).float()).all():
+            return {}  # which rows are scored may depend on what they say; then the mean is not 0 for one's own either
         each = (-scores.student_logps - scores.student_entropy)[scores.mask]
         values = self._metric_log.all_tokens(each)
         mean, error = surprise(values)
