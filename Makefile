@@ -9,13 +9,13 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 TRL_MINORS := 1.15.0 1.16.0
 DEEPSPEED := deepspeed==0.19.8
 
-.PHONY: demo test check fast lint types test-trl test-recipes test-triton test-deepspeed test-wheel check-publish bench docs clean
+.PHONY: demo test check fast lint types test-trl test-apart test-triton test-deepspeed test-wheel check-publish bench docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev lint types  ## Format, lint, types, all tests but those of the targets below
-	$(PYTEST) -m "not recipes"
+	$(PYTEST) -m "not apart"
 
 check: $(VENV)/.dev lint types fast  ## What to run before each commit
 
@@ -37,8 +37,8 @@ test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supp
 	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py tests/test_grpo_settings.py; \
 	done
 
-test-recipes: $(VENV)/.dev  ## SmolLM2, two steps from each of its recipes
-	$(PYTEST) -m recipes tests/test_recipes.py
+test-apart: $(VENV)/.dev  ## Recipes, launches and benchmarks, which are costly
+	$(PYTEST) -m apart
 
 test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter
 	TRITON_INTERPRET=1 $(PYTEST) tests/test_ops_triton.py tests/test_ops_backends.py tests/test_ops_autograd.py \

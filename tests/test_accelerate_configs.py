@@ -99,7 +99,14 @@ def is_missing(name: str) -> bool:
 
 
 PARAMS = [
-    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.skipif(is_missing(name), reason="its package is missing")])
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.apart,
+            pytest.mark.skipif(is_missing(name), reason="its package is missing"),
+        ],
+    )
     for name in EXPECTED
 ]
 

@@ -102,6 +102,7 @@ def test_the_script_compares(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_script_compares_full_fine_tuning_of_all(tmp_path, capsys):
     results, _ = run_toy(tmp_path, capsys, "--kinds", "full", "--no-growth")
     (table,) = results["comparison"]
@@ -110,6 +111,7 @@ def test_the_script_compares_full_fine_tuning_of_all(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_script_measures_growth(tmp_path, capsys):
     results, printed = run_toy(tmp_path, capsys, "--only", "opsd", "--kinds", "lora")
     for axis in ("completion", "rollouts"):

@@ -100,6 +100,7 @@ def test_results_become_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_all_parts_run_at_toy_size(tmp_path):
     out = tmp_path / "out.json"
     done = subprocess.run(

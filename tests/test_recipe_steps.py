@@ -101,6 +101,7 @@ def make(recipe, folder, out):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
 @pytest.mark.parametrize("recipe", PARAMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_trains_a_step(recipe, folder, tmp_path):
@@ -146,6 +147,7 @@ def check_parts(trainer, recipe, arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
 @pytest.mark.parametrize("kind", ["qlora", "full"])
 def test_the_precision_of_the_cache(kind, folder, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def test_smollm2_trains_from_its_recipe(name, smollm2_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.recipes
+@pytest.mark.apart
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="the weights are not installed")
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.parent.name == "smollm2"], ids=lambda r: r.stem)
 def test_a_smollm2_recipe_runs_two_steps(recipe, smollm2_folder, tmp_path, monkeypatch):
