@@ -37,7 +37,7 @@ test-trl: $(VENV)/.dev  ## The seams and the equivalence with GRPO on every supp
 	    $(PYTEST) tests/test_trl_seams.py tests/test_equivalence.py tests/test_grpo_settings.py; \
 	done
 
-test-apart: $(VENV)/.dev  ## Recipes, launches and benchmarks, which are costly
+test-apart: $(VENV)/.dev  ## Learning runs, recipes, launches, benchmarks, which are costly
 	$(PYTEST) -m apart
 
 test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter

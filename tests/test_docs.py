@@ -119,6 +119,7 @@ def test_what_a_page_names_is_there(page):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_custom_loop_learns(tiny, monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/custom_loop.md").read_text(), re.M | re.S)
     monkeypatch.setattr(tiny_policy, "tiny_policy", lambda: tiny)  # the one that the fixture keeps: half a minute less

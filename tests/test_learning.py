@@ -7,7 +7,7 @@ from tiny_policy import accuracy
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, EntropyGate, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
 COMMON = {
     "per_device_train_batch_size": 128,

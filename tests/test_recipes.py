@@ -155,6 +155,7 @@ def test_the_scripts_train_from_the_command_line(name, model_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="the weights are not installed")
 @pytest.mark.parametrize("name", ["rlrt", "opsd"])
 def test_smollm2_trains_from_its_recipe(name, smollm2_folder):
@@ -205,6 +206,7 @@ def run_in(folder, *command, says=""):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_demo_learns_and_leaves_model_card_and_curves(tmp_path):
     out = run_script(str(ROOT / "examples/quickstart.py"), "--tiny", "--output", str(tmp_path))
     after = int(out.split("held-out accuracy after:")[1].split("%")[0])

@@ -241,6 +241,7 @@ def test_the_vectors_of_the_example(advantage, weight, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_example_learns(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert new_algorithm.main(steps=40) > 0.35
