@@ -95,7 +95,8 @@ def test_a_sampler_without_log_probabilities_is_judged_by_the_surprise(
         trainer.train()
     said = [r.message for r in caplog.records if "do not come from the policy" in r.message]
     assert len(said) == stale
-    assert (abs(step_logs(trainer)[0]["self_distill/surprise"]) > 0.1) == stale
+    found = abs(step_logs(trainer)[0]["self_distill/surprise"])
+    assert found > 0.1 if stale else found < 0.3  # 300 tokens: a standard error of 0.05, and the draw has no fixed seed
 
 
 def test_a_warning_comes_once_and_ignore_looks_at_nothing(model, tokenizer, tmp_path, caplog):
