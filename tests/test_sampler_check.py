@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
 from trl_selfdistill.maths import TokenScores, surprise
-from trl_selfdistill.trainer.sampler_check import SamplerCheck, SamplerMismatchError, samples_exactly
+from trl_selfdistill.trainer.sampler_check import (
+    DIFFERENCE,
+    SamplerCheck,
+    SamplerMismatchError,
+    sampler_metrics,
+    samples_exactly,
+)
 
 PAIRS = {"RLRT": (RLRTTrainer, RLRTConfig), "AntiSD": (AntiSDTrainer, AntiSDConfig), "OPSD": (OPSDTrainer, OPSDConfig)}
 MANY = {"per_device_train_batch_size": 128, "num_generations": 8, "max_steps": 1, "context": "gold"}
@@ -46,6 +52,16 @@ def sampler(model: Any, tokenizer: Any) -> Any:
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": logps}
 
     return sample
+
+
+def test_logprobs_may_come_as_a_list_per_token_with_the_sampled_one_first():
+    zeros, mask = torch.zeros(2, 3), torch.tensor([[True, True, False], [True, True, True]])
+    scores = TokenScores(zeros - 1, zeros, zeros, zeros, mask, torch.tensor([True, True]), 0.0, training=True)
+    sampled = torch.tensor([[-1.5, math.nan, -9.0], [-1.0, -1.0, -0.5]])
+    nested = torch.stack([sampled, zeros - 7], dim=-1)
+    flat, found = (sampler_metrics({"sampling_per_token_logps": s}, scores)[DIFFERENCE] for s in (sampled, nested))
+    torch.testing.assert_close(flat, found, equal_nan=True)
+    assert flat[~flat.isnan()].tolist() == [0.5, 0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -73,7 +73,7 @@ class TokenScorer:
             scored = self.score_hidden(hidden[mask], targets, head)
         zeros = scored[0].new_zeros(mask.shape)
         # The scatter keeps the way to the model where nothing is scored: such a micro-batch has a gradient of 0.
-        values = [zeros.masked_scatter(mask.to(zeros.device), each) for each in scored]  # split over devices
+        values = [zeros.masked_scatter(mask.to(zeros.device), each) for each in scored]
         if inputs.get("output_router_logits"):
             values.append(router_loss(model, out, inputs["attention_mask"]))
         return values

@@ -91,6 +91,8 @@ def sampler_metrics(inputs: dict[str, Any], scores: TokenScores) -> dict[str, Te
     sampled = inputs.get("sampling_per_token_logps")
     if sampled is None:
         return {}
+    if sampled.ndim == 3:  # a `rollout_func` that hands vLLM's answer on: per token a list, the sampled one first
+        sampled = sampled[..., 0]
     known = scores.mask & ~sampled.isnan()
     return {DIFFERENCE: masked_fill_nan((sampled.float() - scores.student_logps).abs(), known)}
 
