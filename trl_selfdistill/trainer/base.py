@@ -28,10 +28,6 @@ from trl_selfdistill.context.builders import ContextBuilder, as_context, resolve
 from trl_selfdistill.context.inputs import ask, takes_one
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
 from trl_selfdistill.ops import output_head
-from trl_selfdistill.record.first_prompt import FirstPrompt
-from trl_selfdistill.record.metrics import MetricLog
-from trl_selfdistill.record.signal_log import Part, SignalLog
-from trl_selfdistill.record.token_log import TokenLog
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
 from trl_selfdistill.trainer.arguments import check_sampler_precision, configuration_of
@@ -40,12 +36,11 @@ from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
 from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
-from trl_selfdistill.trainer.described import DescribedTrainer
+from trl_selfdistill.trainer.recorded import RecordedTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
-from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 
 
-class SelfDistillTrainer(DescribedTrainer, ABC):
+class SelfDistillTrainer(RecordedTrainer, ABC):
     """GRPO whose policy, shown privileged context, is its own teacher. Abstract: see `RLRTTrainer`.
 
     The arguments are those of [`~trl.GRPOTrainer`], plus `context_builder`, a function
@@ -62,9 +57,7 @@ class SelfDistillTrainer(DescribedTrainer, ABC):
     processing_class: Any
     chat_template: Any
     _tokenizer: Any
-    _evaluation = "eval"  # the evaluation set whose rollouts are logged
     _last_batch: Any = {"train": (-1, 0), "eval": (-1, 0)}  # (step, batch of that step) of the rollouts made last
-    _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -132,11 +125,7 @@ class SelfDistillTrainer(DescribedTrainer, ABC):
         self._row_weight = make_row_weight(args.row_weight, assesses=self._assesses)
         self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
         self.feedback: Callable[[Rollout], str | None] = verdict
-        self.metric_log = MetricLog(self.accelerator, self._tokenizer)
-        self._sampler = SamplerCheck(self)
-        self.token_log = TokenLog(self._tokenizer)
-        self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
-        self._signals = {"train": SignalLog(), "eval": SignalLog()}
+        self.prepare_recording()
         self.add_callback(StopFinishedRun)
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(EMACallback(self.teacher))
@@ -260,39 +249,6 @@ class SelfDistillTrainer(DescribedTrainer, ABC):
     def policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """GRPO's own loss of a micro-batch, divided for gradient accumulation and data parallelism."""
         return super()._compute_loss(model, inputs)
-
-    def add_metrics(self, values: Mapping[str, float]) -> None:
-        """Log `values` with the current step, averaged over the batches until TRL's next log line."""
-        for name, value in values.items():
-            self._metrics[self._mode][name].append(value)
-
-    @property
-    def signals(self) -> SignalLog:
-        """The scores of the generation batch in hand."""
-        return self._signals[self._mode]
-
-    def log_signals(self, part: Part) -> None:
-        """Keep what a micro-batch was taught; log its statistics when the generation batch is complete."""
-        if self.signals.add(part):
-            self._write_signals()
-
-    def _write_signals(self) -> None:
-        part = self.signals.take()
-        if part is None:
-            return
-        lesson: Lesson = self.signals.lesson
-        values = self.metric_log.tokens(part.scores, part.ids) | self.metric_log.means(part.metrics)
-        self.add_metrics(values | self._sampler.see(part.scores, values.get(DIFFERENCE)))
-        if self.args.log_token_signals:
-            contexts = lesson.views[self.views[0]].contexts if self.views else []
-            self.token_log.keep(part, lesson.rollouts, contexts)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._write_signals()  # of a batch that has steps to come
-        super().log(logs, start_time)
-        if self.args.log_token_signals:
-            name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
-            self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         self._data.add(eval_dataset=eval_dataset)

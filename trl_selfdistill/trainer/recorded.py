@@ -1,0 +1,64 @@
+"""A trainer that records what its teacher said: metrics, the token log, the first prompt, the check of the sampler."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trl_selfdistill.config import SelfDistillConfig
+from trl_selfdistill.record.first_prompt import FirstPrompt
+from trl_selfdistill.record.metrics import MetricLog
+from trl_selfdistill.record.signal_log import Part, SignalLog
+from trl_selfdistill.record.token_log import TokenLog
+from trl_selfdistill.trainer.described import DescribedTrainer
+from trl_selfdistill.trainer.rollouts import Lesson
+from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
+
+
+class RecordedTrainer(DescribedTrainer):
+    """Collects the scores of a batch of rollouts from its micro-batches, and logs them once. Abstract."""
+
+    args: SelfDistillConfig
+    views: Any
+    _tokenizer: Any
+    _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
+    _evaluation = "eval"  # the evaluation set whose rollouts are logged
+
+    def prepare_recording(self) -> None:
+        """To be called once the model and its tokenizer are there."""
+        self.metric_log = MetricLog(self.accelerator, self._tokenizer)
+        self.token_log = TokenLog(self._tokenizer)
+        self._sampler = SamplerCheck(self)
+        self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
+        self._signals = {"train": SignalLog(), "eval": SignalLog()}
+
+    def add_metrics(self, values: Mapping[str, float]) -> None:
+        """Log `values` with the current step, averaged over the batches until TRL's next log line."""
+        for name, value in values.items():
+            self._metrics[self._mode][name].append(value)
+
+    @property
+    def signals(self) -> SignalLog:
+        """The scores of the generation batch in hand."""
+        return self._signals[self._mode]
+
+    def log_signals(self, part: Part) -> None:
+        """Keep what a micro-batch was taught; log its statistics when the generation batch is complete."""
+        if self.signals.add(part):
+            self._write_signals()
+
+    def _write_signals(self) -> None:
+        part = self.signals.take()
+        if part is None:
+            return
+        lesson: Lesson = self.signals.lesson
+        values = self.metric_log.tokens(part.scores, part.ids) | self.metric_log.means(part.metrics)
+        self.add_metrics(values | self._sampler.see(part.scores, values.get(DIFFERENCE)))
+        if self.args.log_token_signals:
+            contexts = lesson.views[self.views[0]].contexts if self.views else []
+            self.token_log.keep(part, lesson.rollouts, contexts)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._write_signals()  # of a batch that has steps to come
+        super().log(logs, start_time)
+        if self.args.log_token_signals:
+            name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
+            self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
