@@ -78,20 +78,40 @@ def test_what_loads_from_elsewhere_is_seen():
     assert Page(remote).loaded == ["https://a/b.css", "//a/b.js", "c.png"]
 
 
+def in_browser(page: Path, profile: Path) -> str:
+    """The page's document after its scripts have run. They must leave the console empty."""
+    command = [
+        str(CHROMIUM),
+        *(f"--{flag}" for flag in (*FLAGS, f"user-data-dir={profile}", "dump-dom")),
+        page.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_formulas_are_shown_in_a_browser(site, tmp_path):
     with_formulas = {page: count for page in site.glob("*.html") if (count := page.read_text().count("arithmatex"))}
     assert {"rlrt", "opsd", "antisd", "teachers"} <= {page.stem for page in with_formulas}
     for page, count in with_formulas.items():
-        flags = [f"--{flag}" for flag in (*FLAGS, f"user-data-dir={tmp_path / page.stem}", "dump-dom")]
-        command = [str(CHROMIUM), *flags, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert "CONSOLE" not in done.stderr, done.stderr
-        assert done.stdout.count('class="katex"') == count, page.name
-        assert "katex-error" not in done.stdout
-        raw = [text for text in Page(done.stdout).text if RAW_FORMULA.search(text)]
+        shown = in_browser(page, tmp_path / page.stem)
+        assert shown.count('class="katex"') == count, page.name
+        assert "katex-error" not in shown
+        raw = [text for text in Page(shown).text if RAW_FORMULA.search(text)]
         assert not raw, f"{page.name} shows the source of a formula: {raw}"
+
+
+@pytest.mark.slow
+@pytest.mark.apart
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_other_pages_leave_the_console_empty_and_have_no_raw_formula(site, tmp_path):
+    pages = [page for page in site.glob("*.html") if page.name != "404.html" and "arithmatex" not in page.read_text()]
+    assert len(pages) > 5
+    for page in pages:
+        raw = [text for text in Page(in_browser(page, tmp_path / page.stem)).text if r"\(" in text or "$$" in text]
+        assert not raw, page.name
 
 
 def test_a_raw_formula_is_seen():
