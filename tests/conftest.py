@@ -102,3 +102,4 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("largest relative difference of loss and gradient norm to one process")
     for line in lines:
         terminalreporter.line("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    terminalreporter.line("refused: the trainer must not be made; test_a_cell_is_refused checks the ValueError")

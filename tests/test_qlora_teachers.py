@@ -21,6 +21,16 @@ TOLERANCE = 0.02
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
+@pytest.fixture(autouse=True)
+def weights_as_on_a_gpu(monkeypatch):
+    """Keep bitsandbytes from packing the weights anew at the first forward in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16 only, and from then on it computes in bfloat16, and without a gradient.
+    """
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A policy that says sums, in widths that the 4-bit kernel for CPUs can do (multiples of 64), and the sums."""
