@@ -57,6 +57,7 @@ def from_recipe(trainer: Any, folder: Any, out: Any, **settings: Any) -> Any:
         "bnb_4bit_quant_type": "nf4",
         "use_peft": True,
         "lora_r": 4,
+        "lora_dropout": 0.0,
         "lora_target_modules": "all-linear",
         **settings,
     }
@@ -100,7 +101,7 @@ def logps(trainer: Any, prompt: torch.Tensor, prompt_mask: torch.Tensor, batch: 
     )
     trainer.model.eval()
     logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    own = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    own = (logits / trainer.args.temperature).log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     return own[:, -batch.completion_ids.size(1) :]
 
 
