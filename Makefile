@@ -9,13 +9,13 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 TRL_MINORS := 1.15.0 1.16.0
 DEEPSPEED := deepspeed==0.19.8
 
-.PHONY: demo test check fast lint types test-trl test-apart test-triton test-deepspeed test-wheel check-publish bench docs clean
+.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-wheel check-publish bench docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev lint types  ## Format, lint, types, all tests but those of the targets below
-	$(PYTEST) -m "not apart"
+	$(PYTEST) -m "not apart and not distributed"
 
 check: $(VENV)/.dev lint types fast  ## What to run before each commit
 
@@ -45,8 +45,9 @@ test-triton: $(VENV)/.dev  ## The Triton kernels, run by Triton's interpreter
 	  tests/test_ops_logps.py tests/test_ops_arguments.py
 
 # DeepSpeed looks for ninja on the path. One launch at a time: each has two processes, and a time limit.
-test-deepspeed: $(VENV)/.deepspeed  ## ZeRO-2 and ZeRO-3, which `make test` skips where DeepSpeed is missing
-	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "ZeRO or zero" tests/test_sharded.py tests/test_accelerate_configs.py
+test-distributed: $(VENV)/.deepspeed  ## Every trainer under every wrapper, and what `make test` skips without DeepSpeed
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "distributed or ZeRO or zero" \
+	  tests/test_distributed.py tests/test_sharded.py tests/test_accelerate_configs.py
 
 test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imports from there
 	rm -rf build/wheel

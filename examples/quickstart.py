@@ -40,7 +40,9 @@ class Task:
 
 
 def smollm2_task(args: argparse.Namespace) -> Task:
-    from smollm2 import chain_sums, last_number_reward, smollm2
+    from smollm2 import chain_sums, smollm2
+
+    from trl_selfdistill.rewards import last_number_reward
 
     folder = smollm2(args.output / "SmolLM2-135M-Instruct")
     problems = chain_sums(168, seed=args.seed)

@@ -6,18 +6,15 @@ writes the model and the problems to `outputs/`, where the recipes look for them
 """
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from math_verify import ExprExtractionConfig, parse, verify
 from reasoning_gym import create_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every call without a timeout
 SYSTEM_PROMPT = "You are a calculator. Reply with only the number."
 
 
@@ -59,23 +56,6 @@ def chain_sums(size: int, *, seed: int) -> Dataset:
             for question, answer in list(rows.items())[:size]
         ]
     )
-
-
-def last_number_reward(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
-    """1.0 where the last number of the completion is the answer.
-
-    The model never writes `\\boxed{}`, so TRL's `accuracy_reward`, which wants LaTeX, would give 0 to everything.
-    """
-    return [
-        float(is_right(completion[0]["content"], answer))
-        for completion, answer in zip(completions, solution, strict=True)
-    ]
-
-
-def is_right(text: str, answer: str) -> bool:
-    """Whether the last number in `text` is `answer`. No timeouts: they need signals, which only a main thread has."""
-    numbers = {"extraction_config": [ExprExtractionConfig()], "parsing_timeout": None}
-    return bool(verify(parse(answer, **numbers), parse(text, **numbers), timeout_seconds=None))
 
 
 def main(folder: Path = Path("outputs")) -> None:

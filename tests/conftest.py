@@ -12,6 +12,7 @@ from beartype import BeartypeConf, beartype
 from filelock import FileLock
 from helpers import shared_folder
 from jaxtyping import jaxtyped
+from pytest import TestReport
 from tiny_policy import build_tokenizer, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,3 +87,19 @@ def tiny_dir(tmp_path_factory) -> Path:
 def tiny(tiny_dir):
     """(model, tokenizer) of the trained tiny policy, new for each test."""
     return AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32), AutoTokenizer.from_pretrained(tiny_dir)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of `test_distributed.py`: each of its tests put a cell into its report."""
+    reports = [report for kept in terminalreporter.stats.values() for report in kept if isinstance(report, TestReport)]
+    cells = [value for report in reports for name, value in report.user_properties if name == "cell"]
+    if not cells:
+        return
+    table = {(row, column): text for row, column, text in cells}
+    rows, columns = ([*dict.fromkeys(cell[i] for cell in cells)] for i in (0, 1))
+    lines = [["", *columns], *([row, *(table.get((row, column), "no end") for column in columns)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    terminalreporter.section("largest relative difference of loss and gradient norm to one process")
+    for line in lines:
+        terminalreporter.line("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    terminalreporter.line("refused: the trainer must not be made; test_a_cell_is_refused checks the ValueError")

@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"teacher_config", "settings"}, {"trl"}),
     "trainer": ({"config", "settings", "maths", "context", "teachers", "scoring", "ops", "record"}, {"*"}),
     "algorithms": ({"trainer", "config", "settings", "grpo_settings", "maths", "context", "ops"}, {"torch"}),
+    "rewards": ({"context"}, {"math_verify"}),
     "cli": ({"*"}, {"*"}),
     "__init__": ({"*"}, set()),
     "__main__": ({"cli"}, set()),

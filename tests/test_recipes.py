@@ -127,6 +127,18 @@ def test_rewards_by_name_and_by_path():
     assert load_reward("tiny_policy.exact_reward").__name__ == "exact_reward"
 
 
+def test_the_last_number_is_the_answer():
+    reward = load_reward("trl_selfdistill.rewards.last_number_reward")
+    completions = ["It is -7.", [{"role": "assistant", "content": "Not 12, but 13"}], "I do not know", "13 or 12"]
+    assert reward(completions=completions, solution=["-7", "13", "1", "13"], trainer_state=None) == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_the_package_alone_has_a_recipes_rewards(recipe):
+    names = yaml.safe_load(recipe.read_text()).get("reward_funcs", [])
+    assert not [name for name in names if "." in name and not name.startswith("trl_selfdistill.")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_scripts_train_from_the_command_line(name, model_dir, tmp_path):

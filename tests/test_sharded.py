@@ -4,6 +4,7 @@ All runs of one kind share a launch, since most of a short run's time goes into 
 """
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,37 +162,42 @@ def write_cell(kind_name: str, folder: Path, model_dir: Path, name: str, cell: C
     return out / "job.json"
 
 
-def launch(kind: str, folder: Path, model_dir: Path) -> None:
+def write_all(kind: str, folder: Path, model_dir: Path) -> list[Path]:
     untied(model_dir, folder / "untied")
     cells = {name: cell for name, cell in CELLS.items() if kind == "one" or kind in cell.kinds}
     jobs = [write_cell(kind, folder, model_dir, name, cell) for name, cell in cells.items()]
     refused = [(name, cell) for name, (where, cell, _) in REFUSED.items() if where == kind]
-    jobs += [write_cell(kind, folder, model_dir, name, cell, refused=True) for name, cell in refused]
+    return jobs + [write_cell(kind, folder, model_dir, name, cell, refused=True) for name, cell in refused]
+
+
+def launch_once(kind: str, folder: Path, write: Callable[[], list[Path]]) -> Path:
+    """`folder`, with the runs of all jobs that `write` writes there, launched once for all tests and workers."""
     processes = 1 if kind == "one" else 2
-    if kind.startswith("ZeRO"):  # DeepSpeed wants to be started by a launcher
-        run_script("tests/scripts/run_trainer.py", *map(str, jobs), processes=processes, timeout=1800)
-    else:
-        wait(start_trainer(*jobs, processes=processes), timeout=1800)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            try:
+                jobs = write()
+                if kind.startswith("ZeRO"):  # DeepSpeed wants to be started by a launcher
+                    run_script("tests/scripts/run_trainer.py", *map(str, jobs), processes=processes, timeout=1800)
+                else:
+                    wait(start_trainer(*jobs, processes=processes), timeout=1800)
+            except Exception as error:  # the runs that it got to are good
+                (folder / "error.txt").write_text(str(error))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def launched(model_dir, tmp_path_factory):
-    """Folder of all runs of a kind, launched once for all tests and workers."""
+    """Folder of all runs of a kind."""
 
     def folder_of(kind: str) -> Path:
         folder = shared_folder(tmp_path_factory) / f"sharded-{kind}"
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                try:
-                    launch(kind, folder, model_dir)
-                except Exception as error:  # the runs that it got to are good
-                    (folder / "error.txt").write_text(str(error))
-        return folder
+        return launch_once(kind, folder, lambda: write_all(kind, folder, model_dir))
 
     return folder_of
 
 
-def result(folder: Path, name: str, processes: int) -> Result:
+def finished(folder: Path, name: str, processes: int) -> Result:
     if not (folder / name / "state.json").exists():
         pytest.fail(f"{name} did not get to its end:\n{(folder / 'error.txt').read_text()}")
     return read_result(folder / name, processes)
@@ -211,7 +217,7 @@ RUNS = [pytest.param(kind, name, marks=of_kind(kind)) for name, cell in CELLS.it
 
 @pytest.mark.parametrize(("kind", "name"), RUNS)
 def test_two_processes_train_as_one(kind, name, launched):
-    one, two = result(launched("one"), name, 1), result(launched(kind), name, 2)
+    one, two = finished(launched("one"), name, 1), finished(launched(kind), name, 2)
     assert two.state["distributed_type"] == KINDS[kind].distributed_type
     assert two.state["split_weights"] == KINDS[kind].split_weights
     assert len(one.log) == len(two.log) >= 3
@@ -239,7 +245,7 @@ RESUMED = [
 
 @pytest.mark.parametrize(("kind", "name"), RESUMED)
 def test_a_resumed_run_ends_as_the_one_that_was_not_stopped(kind, name, launched):
-    whole, resumed = (result(launched(kind), n, 2) for n in (name.replace("resumed", "saved"), name))
+    whole, resumed = (finished(launched(kind), n, 2) for n in (name.replace("resumed", "saved"), name))
     assert len(whole.batches) == 4
     assert len(resumed.batches) == 2, "it started again from the beginning"
     assert resumed.batches == whole.batches[2:]
@@ -252,7 +258,7 @@ def test_a_resumed_run_ends_as_the_one_that_was_not_stopped(kind, name, launched
 
 @pytest.mark.slow
 def test_the_runs_have_something_to_compare(launched):
-    runs = {name: result(launched("one"), name, 1) for name in CELLS}
+    runs = {name: finished(launched("one"), name, 1) for name in CELLS}
     for name, run in runs.items():
         assert all(entry["grad_norm"] > 1e-3 for entry in run.log), name
         assert all(entry["self_distill/log_ratio_std"] > 1e-3 for entry in run.log), name
@@ -271,6 +277,13 @@ def test_a_launched_trainer_refuses(name, launched):
         assert message in file.read_text()
 
 
+def is_refused(kind: str, teacher: str, *, lora: bool) -> bool:
+    """Whether no trainer can be made with this teacher where weights are split in this way."""
+    if teacher == "ema":
+        return kind in ("ZeRO-3", "FSDP1")
+    return teacher == "base" and not lora and kind not in ("one", "DDP")
+
+
 def accelerator_of(sharding: str) -> Any:
     stage = int(sharding[-1])
     deepspeed = SimpleNamespace(zero_stage=stage) if sharding.startswith("ZeRO") else None
@@ -286,8 +299,7 @@ def accelerator_of(sharding: str) -> Any:
 def test_what_cannot_be_right_is_refused(kind, sharding, lora, model, tmp_path):
     args = RLRTConfig(**distill_settings(tmp_path, teacher_model_kind=kind))
     policy = get_peft_model(model, LoraConfig(target_modules="all-linear")) if lora else model
-    refused = sharding in ("ZeRO-3", "FSDP1") if kind == "ema" else kind == "base" and not lora
-    if not refused:
+    if not is_refused(sharding, kind, lora=lora):
         make_teacher(args, policy, accelerator_of(sharding), preloaded=False)
         return
     with pytest.raises(ValueError, match=f"teacher_model_kind='{kind}'.*{sharding}.*Use "):
