@@ -36,8 +36,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a colocated engine is in the trainer's own process
 }
-STEPS = 60
-SAVED, KILLED, END = 10, 12, 20
+STEPS = 30
+SAVED, KILLED, END = 8, 10, 16
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "num_generations": 8,
@@ -49,14 +49,11 @@ COMMON: dict[str, Any] = {
     "vllm_importance_sampling_correction": True,
     "sampler_mismatch": "stop",
 }
-FAST = 1e-3  # a learning rate at which old weights are soon other weights
 RESUMED = {"max_steps": END, "save_strategy": "steps", "save_steps": SAVED, "teacher_model_kind": "ema"}
 JOBS: dict[str, dict[str, Any]] = {
     "rlrt": {"trainer": "RLRTTrainer", "config": {"max_steps": STEPS}},
-    "stale": {"trainer": "RLRTTrainer", "syncs": 1, "config": {"max_steps": STEPS, "learning_rate": FAST}},
-    "fresh": {"trainer": "RLRTTrainer", "config": {"max_steps": 10, "learning_rate": FAST}},
-    "lora": {"trainer": "RLRTTrainer", "lora": True, "config": {"max_steps": 5, "learning_rate": 1e-2}},
-    "antisd": {"trainer": "AntiSDTrainer", "config": {"max_steps": 1}},
+    "stale": {"trainer": "RLRTTrainer", "syncs": 1, "config": {"max_steps": STEPS}},
+    "lora": {"trainer": "RLRTTrainer", "lora": True, "config": {"max_steps": 3, "learning_rate": 1e-2}},
     "opsd": {"trainer": "OPSDTrainer", "config": {"max_steps": 1, "num_generations": 1}},
     "resumed": {"trainer": "AntiSDTrainer", "kill": KILLED, "config": {**RESUMED, "antisd_warmup": 2}},
 }
@@ -69,7 +66,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def vllm_server(model: Path, log: Path) -> Iterator[str]:
-    """A vLLM server of `model` on loopback; its address. `vllm serve` does the same where the package is called vllm."""
+    """A vLLM server of `model` on loopback; its address. `vllm serve` needs a package called vllm."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +98,8 @@ def until_healthy(server: subprocess.Popen, url: str, log: Path, seconds: float 
             if requests.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         except requests.RequestException:
-            time.sleep(0.5)
+            pass  # not up yet
+        time.sleep(0.5)
     raise AssertionError(f"no vLLM server after {seconds} s:\n{log.read_text()[-4000:]}")
 
 
@@ -157,7 +155,7 @@ def test_rewards_rise(runs):
     found = result(runs, "rlrt")
     first, last = means(found["log"])
     print(f"\n{runs.name}: reward {first:.3f} -> {last:.3f}, right answers {found['accuracy']:.3f}")
-    assert last > first + 0.15
+    assert last > first + 0.2
     assert found["accuracy"] > 0.4  # by transformers' own generation; 0.15 to 0.35 before
 
 
@@ -181,7 +179,7 @@ def test_stale_weights_are_caught(runs):
     print(f"\n{runs.name}: stopped at step {found['step']}, before it {[round(d, 3) for d in distances]}")
     assert "The rollouts do not come from the policy that is trained" in found["stopped"]
     assert "check that its weights are updated" in found["stopped"]
-    assert 1 <= found["step"] < 10 <= result(runs, "fresh")["step"]  # the same run with its weights sent
+    assert 1 <= found["step"] < 10 < result(runs, "rlrt")["step"]  # the same run with its weights sent
 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if name != "lora"])

@@ -75,10 +75,11 @@ def watch(trainer: Any) -> list[dict[str, float]]:
     seen, loss = watch_signals(trainer), trainer.batch_loss
 
     def watched(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        out = loss(model, inputs)
-        found.extend(compare(trainer, batch) for batch in seen)
-        seen.clear()
-        return out
+        try:
+            return loss(model, inputs)
+        finally:  # also of a batch that ends the run
+            found.extend(compare(trainer, batch) for batch in seen)
+            seen.clear()
 
     trainer.batch_loss = watched
     return found
