@@ -12,6 +12,7 @@ from helpers import exact_reward, step_logs, sums, watch_signals
 from peft import LoraConfig
 from safetensors.torch import save_file
 from tiny_policy import accuracy
+from torch.func import functional_call
 from transformers import TrainerCallback
 from vllm_shims import sync_on_a_cpu
 
@@ -48,20 +49,22 @@ class Kill(TrainerCallback):
 
 
 @torch.no_grad()
-def plain_logps(trainer: Any, prompt_ids: Any, prompt_mask: Any, batch: Any) -> torch.Tensor:
-    """Of the completions, by transformers' own forward of the policy and nothing of this package."""
+def plain_logps(trainer: Any, weights: Any, prompt_ids: Any, prompt_mask: Any, batch: Any) -> torch.Tensor:
+    """Of the completions, by transformers' own forward, with `weights` in place of the policy's, and nothing of ours."""
     ids = torch.cat([prompt_ids, batch.completion_ids], dim=1)
     mask = torch.cat([prompt_mask, batch.completion_mask], dim=1)
-    logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, prompt_ids.size(1) - 1 : -1]
-    logps = (logits.float() / trainer.temperature).log_softmax(-1)
+    out = functional_call(trainer.model, weights, kwargs={"input_ids": ids, "attention_mask": mask})
+    logits = out.logits[:, prompt_ids.size(1) - 1 : -1].float()
+    logps = (logits / trainer.temperature).log_softmax(-1)
     return logps.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
 
 
 def compare(trainer: Any, batch: Any) -> dict[str, float]:
-    """How far the scores of a batch are from a plain forward of the policy that is trained, and from vLLM's own."""
-    scores, mask = batch.scores, batch.scores.mask
-    student = plain_logps(trainer, batch.prompt_ids, batch.prompt_mask, batch)
-    teacher = plain_logps(trainer, batch.teacher["teacher_prompt_ids"], batch.teacher["teacher_prompt_mask"], batch)
+    """The largest distances of a batch's scores from plain forwards of policy and teacher, and from vLLM's own."""
+    scores, mask, prompts = batch.scores, batch.scores.mask, batch.teacher
+    average = trainer.teacher.state() if isinstance(trainer.teacher, EMATeacher) else {}
+    student = plain_logps(trainer, {}, batch.prompt_ids, batch.prompt_mask, batch)
+    teacher = plain_logps(trainer, average, prompts["teacher_prompt_ids"], prompts["teacher_prompt_mask"], batch)
     return {
         "student": (scores.student_logps - student)[mask].abs().max().item(),
         "teacher": (scores.teacher_logps - teacher)[mask].abs().max().item(),
