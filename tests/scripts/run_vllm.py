@@ -50,7 +50,7 @@ class Kill(TrainerCallback):
 
 @torch.no_grad()
 def plain_logps(trainer: Any, weights: Any, prompt_ids: Any, prompt_mask: Any, batch: Any) -> torch.Tensor:
-    """Of the completions, by transformers' own forward, with `weights` in place of the policy's, and nothing of ours."""
+    """Of the completions, by transformers' own forward, with `weights` in place of the policy's."""
     ids = torch.cat([prompt_ids, batch.completion_ids], dim=1)
     mask = torch.cat([prompt_mask, batch.completion_mask], dim=1)
     out = functional_call(trainer.model, weights, kwargs={"input_ids": ids, "attention_mask": mask})
