@@ -136,7 +136,7 @@ def settings_of(
     arguments: argparse.Namespace, sampling: Sampling, rows: list[dict[str, Any]], split: str, modes: list[str]
 ) -> dict[str, Any]:
     """All that decides the samples."""
-    names = ("reward_funcs", "correctness_reward", "correctness_threshold", "dtype", "use_vllm")
+    names = ("reward_funcs", "correctness_reward", "correctness_threshold", "dtype")
     return {
         "model": arguments.model_name_or_path,
         "revision": arguments.model_revision,
@@ -147,13 +147,14 @@ def settings_of(
         "rows": digest(rows),
         **{name: getattr(arguments, name) for name in names},
         "thinking": modes,
+        "use_vllm": getattr(arguments, "use_vllm", False),
         **sampling.as_dict(),
     }
 
 
-def folder_of(arguments: argparse.Namespace, settings: dict[str, Any]) -> Path:
+def folder_of(arguments: argparse.Namespace, settings: dict[str, Any], *, under: str = "eval") -> Path:
     """`--output_dir`, or a folder whose name tells the model and, as a hash, the settings."""
     if arguments.output_dir is not None:
         return Path(arguments.output_dir)
     model = re.sub(r"\W+", "-", Path(arguments.model_name_or_path).name)
-    return Path("eval") / f"{model}-{digest(settings)[:8]}"
+    return Path(under) / f"{model}-{digest(settings)[:8]}"

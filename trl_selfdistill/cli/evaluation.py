@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from trl_selfdistill.cli.eval_metrics import Interval, Sample, powers_of_two, summarise
 from trl_selfdistill.cli.eval_store import Record, SampleStore
 from trl_selfdistill.cli.judging import Judge, Reward, as_completion
@@ -62,27 +64,49 @@ def todo(problems: int, sampling: Sampling, modes: Modes, store: SampleStore) ->
     ]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Completions and what the rewards said of them."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    completions: list[Any]
+    """In the form that rewards get them in."""
+    rewards: Tensor
+    """(completions, functions), NaN where not assessed."""
+    correct: list[bool | None]
+
+    def counts(self, scene: Scene) -> list[dict[str, Any]]:
+        """What is counted of each completion."""
+        return [
+            {
+                "correct": right,
+                "tokens": len(ids),
+                "truncated": not is_finished(ids, scene.end_ids, scene.sampling.max_tokens),
+                "epistemic_substrings": epistemic_substrings(text),
+                "epistemic_words": epistemic_words(text),
+            }
+            for ids, text, right in zip(self.ids, self.texts, self.correct, strict=True)
+        ]
+
+
+def draw(scene: Scene, rows: Sequence[Row], prompts: Sequence[list[int]], seed: int) -> Drawn:
+    """A completion of each of `prompts`, judged by its row."""
+    ids = scene.generator(prompts, seed)
+    texts = scene.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    completions = [as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
+    rewards = scene.judge.values(rows, completions, ids)
+    return Drawn(ids, texts, completions, rewards, scene.judge.judge(rewards))
+
+
 def run_chunk(scene: Scene, chunk: Chunk, mode: str, chat: Mapping[str, Any]) -> list[Record]:
     """Draw and judge the completions of a chunk."""
     rows = [scene.rows[problem] for problem, _ in chunk.rows]
     prompts = [prompt_tokens(scene.tokenizer, row["prompt"], chat) for row in rows]
-    ids = scene.generator(prompts, chunk.seed(scene.sampling, mode))
-    texts = scene.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    completions = [as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
-    correct = scene.judge.judge(scene.judge.values(rows, completions, ids))
+    drawn = draw(scene, rows, prompts, chunk.seed(scene.sampling, mode))
     return [
-        {
-            "thinking": mode,
-            "problem": problem,
-            "sample": sample,
-            "correct": right,
-            "tokens": len(own),
-            "truncated": not is_finished(own, scene.end_ids, scene.sampling.max_tokens),
-            "epistemic_substrings": epistemic_substrings(text),
-            "epistemic_words": epistemic_words(text),
-            "text": text,
-        }
-        for (problem, sample), own, text, right in zip(chunk.rows, ids, texts, correct, strict=True)
+        {"thinking": mode, "problem": problem, "sample": sample, **counts, "text": text}
+        for (problem, sample), counts, text in zip(chunk.rows, drawn.counts(scene), drawn.texts, strict=True)
     ]
 
 
