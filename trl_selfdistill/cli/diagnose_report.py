@@ -53,10 +53,11 @@ def title_of(diagnosis: Diagnosis) -> str:
 
 def answers_table(diagnosis: Diagnosis) -> Table:
     """What the teacher answers itself. The first row is the student: the same prompt."""
-    table = make_table("What the teacher answers", "taught", "right", "tokens", "cut off", "epistemic words")
+    table = make_table("What the teacher answers", "taught", "right", "tokens", "cut off", "epistemic")
     for name, found in diagnosis.contexts.items():
-        cells = [shown(metric, found.answers[metric]) for metric in ("pass@1", "length", "truncated")]
-        add(table, name, f"{100 * found.taught:.0f} %", *cells, shown("", found.answers["epistemic_words"]))
+        others = [shown(metric, found.answers[metric]) for metric in ("length", "truncated", "epistemic_words")]
+        means = [text.partition(" [")[0] for text in others]  # the intervals are in the picture and in the JSON
+        add(table, name, f"{100 * found.taught:.0f} %", shown("pass@1", found.answers["pass@1"]), *means)
     return table
 
 
@@ -65,7 +66,7 @@ def tokens_table(diagnosis: Diagnosis) -> Table:
     table = make_table("What it says of the student's tokens", "u, epistemic", "n", "u, others", "entropy", "KL")
     for name, found in diagnosis.contexts.items():
         entropy = f"{signed(found.teacher_entropy, 2, plus=False)} ({signed(found.student_entropy, 2, plus=False)})"
-        n = f"{found.epistemic_tokens}{' (few)' if found.epistemic_tokens < FEW else ''}"
+        n = f"{found.epistemic_tokens}{' (few)' if 0 < found.epistemic_tokens < FEW else ''}"
         u = (nats(found.log_ratio_epistemic), n, nats(found.log_ratio_other))
         add(table, name, *u, entropy, signed(found.effects.divergence, 3, plus=False))
     table.caption = "nats a token; u = teacher minus student; in brackets the student's entropy"
@@ -93,14 +94,14 @@ def effects_table(diagnosis: Diagnosis) -> Table:
 
 def make_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.add_column("context", overflow="fold")
+    table.add_column("context", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     return table
 
 
 def add(table: Table, name: str, *cells: str) -> None:
-    table.add_row(name, *(cell.replace("[", "\\[") for cell in cells))
+    table.add_row(name.replace("_", " "), *(cell.replace("[", "\\[") for cell in cells))
 
 
 def signed(value: float, digits: int, *, plus: bool = True) -> str:
