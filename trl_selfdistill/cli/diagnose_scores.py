@@ -50,7 +50,7 @@ def epistemic_mask(pieces: Sequence[str]) -> list[bool]:
         text += piece
         ends.append(len(text))
     spans = [match.span() for match in EPISTEMIC.finditer(text)]
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     return [any(start < b and a < end for a, b in spans) for start, end in zip(starts, ends, strict=True)]
 
 
