@@ -73,7 +73,7 @@ def teacher_prompts(
             [rollout.prompt for rollout in rollouts],
             [as_context(builder(rollout), maker=f"the context {name!r}") for rollout in rollouts],
             feedback=[verdict(rollout) for rollout in rollouts],
-            prompt_ids=own_ids if name == "none" else None,
+            prompt_ids=own_ids,
             completion_tokens=lengths,
         )
         rows = zip(encoded["teacher_prompt_ids"], encoded["teacher_prompt_mask"].bool(), strict=True)
