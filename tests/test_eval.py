@@ -53,6 +53,7 @@ def samples(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_goes_on_to_the_unbroken_one(here, model_dir, monkeypatch, capsys):
     assert main(command(model_dir, "--output_dir", "unbroken")) == 0
     table = capsys.readouterr().out
@@ -223,6 +224,7 @@ def test_scores_are_those_of_the_model(model, tokenizer):
     assert table.divergence.item() == pytest.approx((t.exp() * (t - s)).sum().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_diagnosis(here, model_dir, capsys):
     argv = ["diagnose", *command(model_dir)[1:], "--teacher_template", "[{context}]{prompt}", "--output_dir", "out"]
     assert main(argv) == 0
