@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from transformers.utils import logging
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill.cli.evaluation import evaluate
+from trl_selfdistill.cli.sampling import Sampling
 from trl_selfdistill.record.progress import ProgressLines
 
 
@@ -90,32 +92,10 @@ def tiny_task(args: argparse.Namespace) -> Task:
     )
 
 
-@torch.no_grad()
-def accuracy(task: Task, model: Any, *, samples: int = 2, batch_size: int = 64) -> float:
-    """Mean reward on the held-out problems, `samples` completions each, at temperature 1 as in training."""
-    model.eval()
-    rewards: list[float] = []
-    rows: list[Any] = [row for row in task.held_out.to_list() for _ in range(samples)]
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        ids = task.tokenizer.apply_chat_template(
-            [row["prompt"] for row in batch],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        ).to(model.device)
-        out = model.generate(
-            **ids,
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=task.settings["max_completion_length"],
-            pad_token_id=task.tokenizer.pad_token_id,
-        )
-        texts = task.tokenizer.batch_decode(out[:, ids["input_ids"].size(1) :], skip_special_tokens=True)
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
-        rewards += task.reward(completions=completions, solution=[row["solution"] for row in batch])
-    return sum(rewards) / len(rewards)
+def accuracy(task: Task, model: Any, *, seed: int) -> float:
+    """Share of right answers to the held-out problems, two completions each, at temperature 1 as in training."""
+    sampling = Sampling(n=2, max_tokens=task.settings["max_completion_length"], seed=seed, batch_size=64)
+    return evaluate(model, task.tokenizer, task.held_out, task.reward, sampling)["pass@1"].value
 
 
 def main() -> None:
@@ -155,12 +135,10 @@ def main() -> None:
     )
     trainer.remove_callback(PrinterCallback)
     print(f"{name}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} million parameters")
-    torch.manual_seed(args.seed)
-    before = accuracy(task, trainer.model)
+    before = accuracy(task, trainer.model, seed=args.seed)
     print(f"held-out accuracy before: {before:.0%}")
     trainer.train()
-    torch.manual_seed(args.seed)
-    after = accuracy(task, trainer.model)
+    after = accuracy(task, trainer.model, seed=args.seed)
     trainer.save_model()
     # The card names the model's home, not the folder that it was loaded from, and shows how to load what was saved.
     trainer.hub_model_id = str(folder)

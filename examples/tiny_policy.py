@@ -16,6 +16,9 @@ from datasets import Dataset
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from trl_selfdistill.cli.evaluation import evaluate
+from trl_selfdistill.cli.sampling import Sampling
+
 PROBLEMS = list(product(range(10), range(10)))
 HINT_TEMPLATE = "[{context}]{prompt}"
 _WRONG_BY = (-10, -3, -2, -1, 1, 2, 3, 10)
@@ -117,20 +120,11 @@ def exact_reward(completions: list, solution: list[str], **kwargs: Any) -> list[
     return [float(c[0]["content"] == s) for c, s in zip(completions, solution, strict=True)]
 
 
-@torch.no_grad()
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, hint: bool = False, samples: int = 8, seed: int = 0
 ) -> float:
     """Share of right answers over all 100 sums, `samples` each, at temperature 1; `hint` shows the answer first."""
-    torch.manual_seed(seed)
-    questions = [(f"[{a + b}]" if hint else "") + f"{a}+{b}=" for a, b in PROBLEMS]
-    inputs = tokenizer([f"<|user|>{q}<|end|><|assistant|>" for q in questions], return_tensors="pt", padding=True)
-    was_training = model.training
-    model.eval()
-    sampling: dict[str, Any] = {"do_sample": True, "max_new_tokens": 4, "num_return_sequences": samples, "top_k": 0}
-    policy: Any = model  # a generic nn.Module to the type checker
-    out = policy.generate(**inputs.to(model.device), **sampling)
-    model.train(was_training)
-    texts = tokenizer.batch_decode(out[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
-    answers = [str(a + b) for a, b in PROBLEMS for _ in range(samples)]
-    return sum(t == a for t, a in zip(texts, answers, strict=True)) / len(texts)
+    questions = [((f"[{a + b}]" if hint else "") + f"{a}+{b}=", str(a + b)) for a, b in PROBLEMS]
+    rows = [{"prompt": [{"role": "user", "content": q}], "solution": answer} for q, answer in questions]
+    sampling = Sampling(n=samples, max_tokens=4, seed=seed, batch_size=800)
+    return evaluate(model, tokenizer, rows, exact_reward, sampling)["pass@1"].value

@@ -14,6 +14,8 @@ SUMMARIES = {
 }
 TOOLS = {
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),
+    "eval": ("trl_selfdistill.cli.eval", "pass@1 and pass@k of a model on a dataset, lengths, epistemic words"),
+    "diagnose": ("trl_selfdistill.cli.diagnose", "before training: what each context would teach this model"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
     "plan": ("trl_selfdistill.cli.plan", "memory and time of a run on paper, and the configuration to take"),
 }
