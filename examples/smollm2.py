@@ -5,7 +5,7 @@ explicitly, transformers makes a plain model of it that trains and saves like an
 writes the model and the problems to `outputs/`, where the recipes look for them. To evaluate a model on them:
 
     trl-selfdistill eval --model outputs/SmolLM2-135M-Instruct --dataset outputs/chain_sum --n 8 --max_tokens 24 \\
-        --reward_funcs examples.smollm2.last_number_reward
+        --reward_funcs trl_selfdistill.rewards.last_number_reward
 """
 
 import importlib.util
