@@ -7,8 +7,13 @@ from trl_selfdistill._compat import check_trl
 
 if TYPE_CHECKING:
     from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer
+    from trl_selfdistill.algorithms.opsa import OPSAConfig, OPSATrainer
     from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer
+    from trl_selfdistill.algorithms.power_opd import PowerOPDConfig, PowerOPDTrainer
+    from trl_selfdistill.algorithms.rlcsd import RLCSDConfig, RLCSDTrainer
     from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer
+    from trl_selfdistill.algorithms.rlsd import RLSDConfig, RLSDTrainer
+    from trl_selfdistill.algorithms.sdpo import SDPOConfig, SDPOTrainer
     from trl_selfdistill.config import SelfDistillConfig
     from trl_selfdistill.context.collator import PrivilegedContextCollator
     from trl_selfdistill.context.rollout import Context, Rollout
@@ -24,12 +29,22 @@ __all__ = [
     "AntiSDTrainer",
     "Context",
     "EntropyGate",
+    "OPSAConfig",
+    "OPSATrainer",
     "OPSDConfig",
     "OPSDTrainer",
+    "PowerOPDConfig",
+    "PowerOPDTrainer",
     "PrivilegedContextCollator",
+    "RLCSDConfig",
+    "RLCSDTrainer",
     "RLRTConfig",
     "RLRTTrainer",
+    "RLSDConfig",
+    "RLSDTrainer",
     "Rollout",
+    "SDPOConfig",
+    "SDPOTrainer",
     "SelfDistillConfig",
     "linear_divergence",
     "linear_logps",
@@ -38,8 +53,13 @@ __all__ = [
 # A public name is imported when it is asked for, as in TRL: torch takes seconds, and `--help` does not need it.
 _HOME = {
     "algorithms.antisd": ("AntiSDConfig", "AntiSDTrainer"),
+    "algorithms.opsa": ("OPSAConfig", "OPSATrainer"),
     "algorithms.opsd": ("OPSDConfig", "OPSDTrainer"),
+    "algorithms.power_opd": ("PowerOPDConfig", "PowerOPDTrainer"),
+    "algorithms.rlcsd": ("RLCSDConfig", "RLCSDTrainer"),
     "algorithms.rlrt": ("RLRTConfig", "RLRTTrainer"),
+    "algorithms.rlsd": ("RLSDConfig", "RLSDTrainer"),
+    "algorithms.sdpo": ("SDPOConfig", "SDPOTrainer"),
     "config": ("SelfDistillConfig",),
     "context.collator": ("PrivilegedContextCollator",),
     "context.rollout": ("Context", "Rollout"),
