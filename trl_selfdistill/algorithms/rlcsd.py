@@ -39,9 +39,9 @@ def rlcsd_advantages(
     r_t = clip(beta strength tanh(e_t / temperature), +-2), e_t = log pi_T(y_t|right) - log mean_k pi_T(y_t|wrong_k), in
     nats. NaN marks a hint that a row lacks: without right or any wrong one A_t = A. Strength 0 is GRPO. Detached.
     """
-    plain, contrast = advantages.detach().unsqueeze(1), right_logps.detach().float() - mean_logps(wrong_logps)
+    plain, contrast = advantages.detach().unsqueeze(1), right_logps.detach().double() - mean_logps(wrong_logps)
     r = (beta * strength * (contrast / temperature).tanh()).clamp(-2.0, 2.0)
-    shaped = plain + torch.where(r.abs() > threshold, r, 0.0)
+    shaped = (plain + torch.where(r.abs() > threshold, r, 0.0)).to(plain.dtype)
     return torch.where(plain > 0, shaped.clamp(min=0.0), shaped.clamp(max=0.0)) * (plain != 0)
 
 

@@ -9,7 +9,6 @@ ALGORITHMS = {
 
 SUMMARIES = {
     "antisd": "pushes tokens away from what the teacher expects, behind an entropy gate; needs rewards",
-    "opsa": "pushes down the tokens it found least likely; needs no teacher and no reward: a control",
     "opsd": "pulls every token toward the teacher, who sees the gold solution; needs no reward",
     "poweropd": "rewards each token by how much more probable the teacher finds it; needs no reward",
     "rlcsd": "adds what a right hint says of a token and a wrong one does not; needs rewards",

@@ -41,9 +41,9 @@ def clipped_weights(weights: Float[Tensor, "B T"], *, clip: float) -> Float[Tens
 
 
 def mean_logps(logps: Float[Tensor, "B K T"]) -> Float[Tensor, "B T"]:
-    """log of the mean probability over K teacher prompts, detached.
+    """log of the mean probability over K teacher prompts, detached, in float64: differences of it are small.
 
     NaN marks a prompt that a row lacks. It is left out, and the result is NaN where a row lacks all of them.
     """
-    found, missing = logps.detach().float(), logps.isnan()
+    found, missing = logps.detach().double(), logps.isnan()
     return found.masked_fill(missing, -math.inf).logsumexp(dim=1) - (~missing).sum(dim=1).log()
