@@ -5,7 +5,23 @@ from helpers import HINT_TEMPLATE, exact_reward, settings, step_logs, sums
 from peft import LoraConfig
 from tiny_policy import accuracy
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, EntropyGate, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill import (
+    AntiSDConfig,
+    AntiSDTrainer,
+    EntropyGate,
+    OPSDConfig,
+    OPSDTrainer,
+    PowerOPDConfig,
+    PowerOPDTrainer,
+    RLCSDConfig,
+    RLCSDTrainer,
+    RLRTConfig,
+    RLRTTrainer,
+    RLSDConfig,
+    RLSDTrainer,
+    SDPOConfig,
+    SDPOTrainer,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
