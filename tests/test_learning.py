@@ -56,6 +56,19 @@ def test_rlrt(tiny, tmp_path):
     assert after > 0.8
 
 
+@pytest.mark.parametrize(
+    ("trainer", "config"), [(RLSDTrainer, RLSDConfig), (RLCSDTrainer, RLCSDConfig), (SDPOTrainer, SDPOConfig)]
+)
+def test_the_family_that_needs_rewards(trainer, config, tiny, tmp_path):
+    after, _ = train(tiny, tmp_path, trainer, config, max_steps=120)
+    assert after > 0.7
+
+
+def test_power_opd_without_any_reward(tiny, tmp_path):
+    after, _ = train(tiny, tmp_path, PowerOPDTrainer, PowerOPDConfig, reward=None, max_steps=120)
+    assert after > 0.7
+
+
 def test_antisd_with_its_gate(tiny, tmp_path):
     after, logs = train(tiny, tmp_path, AntiSDTrainer, AntiSDConfig, max_steps=120, logging_steps=1)
     assert after > 0.8
