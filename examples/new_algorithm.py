@@ -1,8 +1,8 @@
 """An algorithm of your own: RLSD (https://huggingface.co/papers/2604.03128), from its formula to a trainer.
 
 The formula is a pure function, the configuration has one field per hyper-parameter, the trainer has one method. Peers,
-prompts, teachers, checkpoints, metrics and the model card come with the base class, for one process or many. Complete, with
-checks and a setting for each number, it is the package's `RLSDTrainer`.
+prompts, teachers, checkpoints, metrics and the model card come with the base class, for one process or many.
+The package's `RLSDTrainer` is the complete one, with checks and a setting for each number.
 
     python examples/new_algorithm.py
 """
