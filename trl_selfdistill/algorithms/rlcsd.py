@@ -113,8 +113,7 @@ class RLCSDTrainer(TokenSignalTrainer):
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
-        names = ("beta", "strength", "temperature", "threshold")
-        settings: Any = {name: getattr(self.args, f"rlcsd_{name}") for name in names}
+        settings: Any = {n: getattr(self.args, f"rlcsd_{n}") for n in ("beta", "strength", "temperature", "threshold")}
         right, *wrong = (masked_fill_nan(view.logps, view.mask) for view in scores.views.values())
         shaped = rlcsd_advantages(advantages, right, torch.stack(wrong, dim=1), **settings)
         added = masked_fill_nan(shaped - advantages.unsqueeze(1), scores.mask)
