@@ -2,6 +2,7 @@
 
 The formula is a pure function, the configuration has one field per hyper-parameter, the trainer has one method. Peers,
 prompts, teachers, checkpoints, metrics and the model card come with the base class, for one process or many.
+The package's `RLSDTrainer` is the complete one, with checks and a setting for each number.
 
     python examples/new_algorithm.py
 """

@@ -112,6 +112,19 @@ def evaluation_leaves_the_state_alone(trainer: Any, model: Path, tokenizer: Any,
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def row_weights_weigh_everything(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    """Rows of weight 0 teach nothing, whatever the algorithm adds to their advantage; `"paced"` runs everywhere."""
+    made = make(trainer, model, tokenizer, folder, row_weight="contract.nothing", max_steps=1)
+    before = state_of(made.model)
+    made.train()
+    assert_same_state(before, state_of(made.model))
+    make(trainer, model, tokenizer, folder, row_weight="paced", max_steps=1).train()
+
+
+def nothing(rollout: Any) -> float:
+    return 0.0
+
+
 def has_a_card_of_its_own(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
     made = make(trainer, model, tokenizer, folder)
     made.create_model_card(model_name="mine")
@@ -128,5 +141,6 @@ PROMISES = [
     equal_prompts_have_no_effect,
     strength_zero_is_grpo,
     evaluation_leaves_the_state_alone,
+    row_weights_weigh_everything,
     has_a_card_of_its_own,
 ]

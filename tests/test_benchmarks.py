@@ -16,6 +16,7 @@ import phase_tables
 import phase_variants
 import shared_prefix
 import training_phase
+import views
 
 from trl_selfdistill.cli.flops import Shape, causal_pairs, step_flops
 
@@ -131,6 +132,13 @@ def test_the_scoring_of_shared_prompts_is_compared(capsys):
     printed = capsys.readouterr().out
     assert "| once |" in printed
     assert float(printed.split()[-1]) < 1e-4
+
+
+def test_the_views_of_rlcsd_are_compared(capsys):
+    ratios = views.main(["--toy", "--prompt", "8", "--completion", "6", "--rollouts", "4", "--rounds", "1"])
+    assert list(ratios) == ["rlrt", "rlcsd, 1 wrong peer", "rlcsd, 4 wrong peers"]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert "| rlrt |" in capsys.readouterr().out
 
 
 def test_the_tables_of_the_documentation_are_made_from_the_raw_numbers():

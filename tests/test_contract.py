@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import contract
 import pytest
+import torch
 
 from trl_selfdistill import SelfDistillConfig
 from trl_selfdistill.trainer import TokenSignalTrainer
@@ -75,6 +76,11 @@ class StepsInEvaluation(ForgetsItsState):
         return advantages.unsqueeze(1) + 0.1 * scores.log_ratio, {}
 
 
+class ForgetsTheRowWeight(Wrong):
+    def shape(self, inputs):
+        return super().shape({**inputs, "row_weight": torch.ones_like(inputs["row_weight"])})
+
+
 class LogsNothingness(Wrong):
     def token_advantages(self, advantages, scores):
         self.add_metrics({"wrong/nothing": float("nan")})
@@ -87,6 +93,7 @@ BROKEN = [
     (ForgetsItsState, contract.resumes_to_the_unbroken_run, AssertionError, None),
     (IsNeverGRPO, contract.strength_zero_is_grpo, AssertionError, None),
     (StepsInEvaluation, contract.evaluation_leaves_the_state_alone, AssertionError, None),
+    (ForgetsTheRowWeight, contract.row_weights_weigh_everything, AssertionError, "tensors differ"),
     (LogsNothingness, contract.trains_with_finite_metrics, AssertionError, "no finite numbers"),
 ]
 

@@ -5,7 +5,23 @@ from helpers import HINT_TEMPLATE, exact_reward, settings, step_logs, sums
 from peft import LoraConfig
 from tiny_policy import accuracy
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, EntropyGate, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
+from trl_selfdistill import (
+    AntiSDConfig,
+    AntiSDTrainer,
+    EntropyGate,
+    OPSDConfig,
+    OPSDTrainer,
+    PowerOPDConfig,
+    PowerOPDTrainer,
+    RLCSDConfig,
+    RLCSDTrainer,
+    RLRTConfig,
+    RLRTTrainer,
+    RLSDConfig,
+    RLSDTrainer,
+    SDPOConfig,
+    SDPOTrainer,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
@@ -38,6 +54,19 @@ def test_the_teacher_knows_with_the_hint(tiny):
 def test_rlrt(tiny, tmp_path):
     after, _ = train(tiny, tmp_path, RLRTTrainer, RLRTConfig, max_steps=150)
     assert after > 0.8
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config"), [(RLSDTrainer, RLSDConfig), (RLCSDTrainer, RLCSDConfig), (SDPOTrainer, SDPOConfig)]
+)
+def test_the_family_that_needs_rewards(trainer, config, tiny, tmp_path):
+    after, _ = train(tiny, tmp_path, trainer, config, max_steps=120)
+    assert after > 0.7
+
+
+def test_power_opd_without_any_reward(tiny, tmp_path):
+    after, _ = train(tiny, tmp_path, PowerOPDTrainer, PowerOPDConfig, reward=None, max_steps=120)
+    assert after > 0.7
 
 
 def test_antisd_with_its_gate(tiny, tmp_path):

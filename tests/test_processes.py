@@ -133,7 +133,7 @@ def launch_restarts(folder, model_dir) -> None:
         name = f"{trainer}-{kind}-{lora}"
         jobs.append(job(f"whole-{name}", trainer, 2, lora=lora, teacher_model_kind=kind))
         jobs.append(job(f"resumed-{name}", trainer, 2, start=f"whole-{name}", lora=lora, teacher_model_kind=kind))
-    wait(start_trainer(*jobs, processes=2), timeout=1800)
+    wait(start_trainer(*jobs, processes=2), timeout=600 * len(TRAINERS))
     wait(
         start_trainer(*[job(f"back-{trainer}", trainer, 1, start=f"two-{trainer}", **COMPARED) for trainer in TRAINERS])
     )

@@ -59,7 +59,10 @@ def test_the_readme_has_a_recipes_command_and_memory(recipe):
     assert f"| {figures(recipe)} |" in row, "python benchmarks/recipe_memory.py prints the figures"
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if "_" in r.stem and "paper" not in r.stem], ids=name_of)
+PLAIN = ("rlrt", "antisd", "opsd", "grpo", "opsd_paper")  # whose keys need no comment
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem not in PLAIN], ids=name_of)
 def test_every_key_has_a_comment(recipe):
     lines = [line for line in recipe.read_text().splitlines() if line and not line.startswith("#")]
     assert len(lines) > 30

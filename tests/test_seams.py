@@ -3,6 +3,7 @@
 
 import contract
 import new_algorithm
+import opsa
 import pytest
 import torch
 from contract import make
@@ -227,6 +228,15 @@ def test_wrong_token_weights_are_refused(model_dir, tokenizer, tmp_path):
 @pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda f: f.__name__)
 def test_the_example_of_a_new_algorithm_keeps_the_promises(promise, model_dir, tokenizer, tmp_path):
     promise(new_algorithm.RLSDTrainer, model_dir, tokenizer, tmp_path)
+
+
+TEACHERLESS = [promise for promise in contract.PROMISES if promise is not contract.equal_prompts_have_no_effect]
+
+
+@pytest.mark.parametrize("promise", TEACHERLESS, ids=lambda f: f.__name__)
+def test_the_control_without_a_teacher_keeps_the_promises(promise, model_dir, tokenizer, tmp_path):
+    if promise is not contract.strength_zero_is_grpo:  # it has no strength, and no GRPO to go back to
+        promise(opsa.OPSATrainer, model_dir, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ from trl_selfdistill._compat import check_trl
 if TYPE_CHECKING:
     from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer
     from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer
+    from trl_selfdistill.algorithms.power_opd import PowerOPDConfig, PowerOPDTrainer
+    from trl_selfdistill.algorithms.rlcsd import RLCSDConfig, RLCSDTrainer
     from trl_selfdistill.algorithms.rlrt import RLRTConfig, RLRTTrainer
+    from trl_selfdistill.algorithms.rlsd import RLSDConfig, RLSDTrainer
+    from trl_selfdistill.algorithms.sdpo import SDPOConfig, SDPOTrainer
     from trl_selfdistill.config import SelfDistillConfig
     from trl_selfdistill.context.collator import PrivilegedContextCollator
     from trl_selfdistill.context.rollout import Context, Rollout
@@ -26,10 +30,18 @@ __all__ = [
     "EntropyGate",
     "OPSDConfig",
     "OPSDTrainer",
+    "PowerOPDConfig",
+    "PowerOPDTrainer",
     "PrivilegedContextCollator",
+    "RLCSDConfig",
+    "RLCSDTrainer",
     "RLRTConfig",
     "RLRTTrainer",
+    "RLSDConfig",
+    "RLSDTrainer",
     "Rollout",
+    "SDPOConfig",
+    "SDPOTrainer",
     "SelfDistillConfig",
     "linear_divergence",
     "linear_logps",
@@ -39,7 +51,11 @@ __all__ = [
 _HOME = {
     "algorithms.antisd": ("AntiSDConfig", "AntiSDTrainer"),
     "algorithms.opsd": ("OPSDConfig", "OPSDTrainer"),
+    "algorithms.power_opd": ("PowerOPDConfig", "PowerOPDTrainer"),
+    "algorithms.rlcsd": ("RLCSDConfig", "RLCSDTrainer"),
     "algorithms.rlrt": ("RLRTConfig", "RLRTTrainer"),
+    "algorithms.rlsd": ("RLSDConfig", "RLSDTrainer"),
+    "algorithms.sdpo": ("SDPOConfig", "SDPOTrainer"),
     "config": ("SelfDistillConfig",),
     "context.collator": ("PrivilegedContextCollator",),
     "context.rollout": ("Context", "Rollout"),

@@ -61,7 +61,8 @@ def check_context(args: Any) -> None:
             f"context={args.context!r} shows the teacher another rollout of the prompt, but num_generations=1 makes "
             "none. Set num_generations to at least 2, or context='gold'."
         )
-    asks_itself = args.context == "none" and args.teacher_model_kind == "live"
+    # An algorithm whose own default is "none" asks no teacher.
+    asks_itself = args.context == "none" != type(args).context and args.teacher_model_kind == "live"
     if asks_itself and args.teacher_chat_template_kwargs in (None, args.chat_template_kwargs):
         logger.warning(
             "context='none' with teacher_model_kind='live' asks the policy what it thinks of itself: the signal is 0. "

@@ -9,25 +9,21 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.grpo_settings import check_no_policy_loss
+from trl_selfdistill.maths import position_weights, skip_weights
 from trl_selfdistill.ops import DivergenceOutput
 from trl_selfdistill.settings import TEACHER_KINDS, in_range
 from trl_selfdistill.trainer.divergence import DivergenceTrainer
+from trl_selfdistill.trainer.rewardless import allow_one_rollout, no_reward, rewards_or_none
 
 _INSTRUCTION = (
     "Make sure that you understand why each step of it holds. Then solve the problem in your own way and in your own "
     "words, step by step, and arrive at the same final answer."
 )
-
-
-class _One(int):
-    """The number 1, where GRPO asks `num_generations < 2`: it compares rollouts, a divergence does not."""
-
-    def __lt__(self, other: int) -> bool:
-        return False
 
 
 @dataclass
@@ -52,6 +48,10 @@ class OPSDConfig(SelfDistillConfig):
             `None`, or `inf` on a command line: no clip.
         opsd_policy_weight (`float`, *optional*, defaults to `0.0`):
             Weight of GRPO's own loss, added to the divergence. Needs `reward_funcs` and `num_generations` > 1.
+        opsd_skip_tokens (`int`, *optional*, defaults to `0`):
+            How many first tokens of a rollout have no loss. SDFT's released code skips 3.
+        opsd_position_weights (`bool`, *optional*, defaults to `False`):
+            Weigh late tokens more than early ones, from 0.25 to 1, as PW-OPSD does.
 
     As in the paper, `chat_template_kwargs` is `{"enable_thinking": False}` and `teacher_chat_template_kwargs` is
     `{"enable_thinking": True}` where not given. Templates that know no thinking ignore them.
@@ -75,16 +75,13 @@ class OPSDConfig(SelfDistillConfig):
         default=0.0,
         metadata={"help": "Weight of GRPO's loss beside the divergence. Needs rewards and num_generations>1."},
     )
+    opsd_skip_tokens: int = field(default=0, metadata={"help": "First tokens of a rollout without loss. SDFT: 3."})
+    opsd_position_weights: bool = field(
+        default=False, metadata={"help": "Weigh late tokens more than early ones, as PW-OPSD does."}
+    )
 
     def __post_init__(self) -> None:
-        if self.num_generations < 1:
-            raise ValueError(f"num_generations={self.num_generations} must be at least 1.")
-        single = self.num_generations == 1
-        if single:
-            self.num_generations = _One(1)
-        super().__post_init__()
-        if single:
-            self.num_generations = 1
+        allow_one_rollout(self, super().__post_init__)
 
     def set_defaults(self) -> None:
         self.opsd_entry_clip = None if self.opsd_entry_clip == math.inf else self.opsd_entry_clip
@@ -103,15 +100,12 @@ class OPSDConfig(SelfDistillConfig):
                 raise ValueError(f"{name}={value} must be positive, or None for no clip.")
         if not self.opsd_policy_weight >= 0:
             raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
+        if self.opsd_skip_tokens < 0:
+            raise ValueError(f"opsd_skip_tokens={self.opsd_skip_tokens} must not be negative.")
         if self.opsd_policy_weight == 0:
             check_no_policy_loss(self, way_out="opsd_policy_weight > 0, which adds GRPO's loss")
         if self.opsd_policy_weight > 0 and self.num_generations == 1:
             raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, comparing rollouts: set num_generations > 1.")
-
-
-def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
-    """Zero. OPSD needs no reward, and TRL does not go without."""
-    return [0.0] * len(completions)
 
 
 @final
@@ -163,17 +157,18 @@ class OPSDTrainer(DivergenceTrainer):
 
     @staticmethod
     def rewards_for(reward_funcs: Any, args: OPSDConfig) -> Any:
-        if reward_funcs is not None and reward_funcs != []:
-            return reward_funcs
-        if args.opsd_policy_weight > 0:
+        found = rewards_or_none(reward_funcs, args)
+        if found is no_reward and args.opsd_policy_weight > 0:
             raise ValueError("opsd_policy_weight > 0 adds GRPO's loss, which needs reward_funcs.")
-        if args.context in ("peer", "peer_else_gold") and args.correctness_reward is None:
-            raise ValueError(f"context={args.context!r} needs reward_funcs, which tell what peers are correct.")
-        return no_reward
+        return found
 
     def divergence_settings(self) -> dict[str, Any]:
         args = self.args
         return {"beta": args.opsd_beta, "entry_clip": args.opsd_entry_clip, "token_clip": args.opsd_token_clip}
+
+    def place_weights(self, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        weights = skip_weights(mask, tokens=self.args.opsd_skip_tokens)
+        return weights * position_weights(mask) if self.args.opsd_position_weights else weights
 
     def divergence_metrics(self, output: DivergenceOutput) -> dict[str, Tensor]:
         metrics = {"opsd/divergence": output.divergence}

@@ -10,7 +10,11 @@ ALGORITHMS = {
 SUMMARIES = {
     "antisd": "pushes tokens away from what the teacher expects, behind an entropy gate; needs rewards",
     "opsd": "pulls every token toward the teacher, who sees the gold solution; needs no reward",
+    "poweropd": "rewards each token by how much more probable the teacher finds it; needs no reward",
+    "rlcsd": "adds what a right hint says of a token and a wrong one does not; needs rewards",
     "rlrt": "in right answers, reinforces the tokens the teacher did not expect; needs rewards",
+    "rlsd": "scales each token's credit by how far the teacher, who sees the gold solution, agrees; needs rewards",
+    "sdpo": "pulls every token toward the teacher, who sees a right rollout or feedback; needs rewards",
 }
 TOOLS = {
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),

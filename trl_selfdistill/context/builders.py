@@ -44,6 +44,12 @@ def peer_else_gold(rollout: Rollout) -> Context | None:
     return correct_peer(rollout) or gold(rollout)
 
 
+def peer_else_feedback(rollout: Rollout) -> Context | None:
+    """A correct peer where the group has one, else what was said of the rollout itself (SDPO)."""
+    said = None if rollout.feedback is None else Context(rollout.feedback, "feedback")
+    return correct_peer(rollout) or said
+
+
 def other_gold(rollout: Rollout) -> Context | None:
     """The gold solution of another problem of the batch: the wrong-reference control.
 
@@ -73,13 +79,14 @@ BUILTIN: dict[str, ContextBuilder] = {
     "peer": correct_peer,
     "own_peer": own_peer,
     "peer_else_gold": peer_else_gold,
+    "peer_else_feedback": peer_else_feedback,
     "majority": majority_peer,
     "other_gold": other_gold,
     "none": no_text,
 }
 NEEDS_GOLD = ("gold", "peer_else_gold", "other_gold")
 NEEDS_GROUP = ("peer", "own_peer", "majority")
-NEEDS_CORRECTNESS = ("peer", "own_peer", "peer_else_gold")
+NEEDS_CORRECTNESS = ("peer", "own_peer", "peer_else_gold", "peer_else_feedback")
 
 
 def as_context(made: Any, *, maker: str) -> Context | None:

@@ -6,10 +6,10 @@ student and teacher, `u_t = t_t - s_t` is their log-ratio. All logarithms are na
 """
 
 from trl_selfdistill.maths.gate import EntropyGate
-from trl_selfdistill.maths.ratios import bounded_exp, clipped_weights, log_ratio, phi
+from trl_selfdistill.maths.ratios import bounded_exp, clipped_weights, log_ratio, mean_logps, phi
 from trl_selfdistill.maths.scores import TokenScores, ViewScores
 from trl_selfdistill.maths.stats import exact_median, masked_fill_nan, summary, surprise, weight_metrics
-from trl_selfdistill.maths.weights import paced_weights
+from trl_selfdistill.maths.weights import paced_weights, position_weights, skip_weights
 
 __all__ = [
     "EntropyGate",
@@ -20,8 +20,11 @@ __all__ = [
     "exact_median",
     "log_ratio",
     "masked_fill_nan",
+    "mean_logps",
     "paced_weights",
     "phi",
+    "position_weights",
+    "skip_weights",
     "summary",
     "surprise",
     "weight_metrics",

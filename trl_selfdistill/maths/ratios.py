@@ -38,3 +38,12 @@ def bounded_exp(exponent: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
 def clipped_weights(weights: Float[Tensor, "B T"], *, clip: float) -> Float[Tensor, "B T"]:
     """clip(w, 1 - clip, 1 + clip)."""
     return weights.clamp(1.0 - clip, 1.0 + clip)
+
+
+def mean_logps(logps: Float[Tensor, "B K T"]) -> Float[Tensor, "B T"]:
+    """log of the mean probability over K teacher prompts, detached, in float64: differences of it are small.
+
+    NaN marks a prompt that a row lacks. It is left out, and the result is NaN where a row lacks all of them.
+    """
+    found, missing = logps.detach().double(), logps.isnan()
+    return found.masked_fill(missing, -math.inf).logsumexp(dim=1) - (~missing).sum(dim=1).log()

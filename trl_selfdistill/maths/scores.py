@@ -43,6 +43,9 @@ class TokenScores:
     """Share of correct rollouts in each row's group, NaN where none was assessed."""
     step: int = 0
     """Optimiser steps made so far, for schedules."""
+    old_logps: Float[Tensor, "B T"] | None = None
+    """Under a divergence, whose student is the policy in training: the log-probabilities of the policy that wrote the
+    rollouts, where TRL keeps them because it may be an older one."""
     views: Mapping[str, ViewScores] = field(default_factory=dict)
     """The scores of each view by name."""
 

@@ -1,6 +1,7 @@
-"""Weights of whole rollouts."""
+"""Weights of whole rollouts, and of tokens by their place."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -22,3 +23,28 @@ def paced_weights(pass_rate: Float[Tensor, " B"], *, a: float = 1.0, b: float = 
     p = pass_rate.detach()
     peak = a / (a + b) if a + b > 0 else 0.5
     return p.pow(a) * (1.0 - p).pow(b) / (peak**a * (1.0 - peak) ** b)
+
+
+def position_weights(
+    mask: Bool[Tensor, "B T"], *, low: float = 0.25, middle: float = 0.30, width: float = 0.10
+) -> Float[Tensor, "B T"]:
+    """w_t = low + (1 - low) sigmoid((x_t - middle) / width): late tokens weigh more than early ones. PW-OPSD.
+
+    x_t = (k - 1/2) / n for the k-th of a row's n tokens in `mask`, as in the released code.
+    https://huggingface.co/papers/2605.21606.
+
+    Args:
+        mask: tokens that count; the weights of the others mean nothing.
+        low: weight that the first tokens tend to, in [0, 1].
+        middle: share of the row at which the weight is half way.
+        width: how gradual the rise is, positive.
+
+    In [low, 1].
+    """
+    place = (mask.cumsum(dim=1) - 0.5) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return low + (1.0 - low) * torch.sigmoid((place - middle) / width)
+
+
+def skip_weights(mask: Bool[Tensor, "B T"], *, tokens: int) -> Float[Tensor, "B T"]:
+    """0 for the first `tokens` of a row's tokens in `mask`, 1 for the others. SDFT's released code skips 3."""
+    return (mask.cumsum(dim=1) > tokens).float()

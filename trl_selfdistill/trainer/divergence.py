@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft import PeftModel
 from torch import Tensor
 
@@ -13,12 +13,13 @@ from trl_selfdistill.maths import TokenScores
 from trl_selfdistill.ops import DivergenceOutput, Head, linear_divergence, linear_logps, output_head
 from trl_selfdistill.record.signal_log import Part
 from trl_selfdistill.scoring.forward import causal_lm, inside_forward, keep_values
-from trl_selfdistill.scoring.tokens import head_precision, written
+from trl_selfdistill.scoring.tokens import head_precision
 from trl_selfdistill.teachers.base import scoring_mode
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.hidden import completion_hidden, teacher_hidden
 from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 from trl_selfdistill.trainer.sampler_check import sampler_metrics
+from trl_selfdistill.trainer.taught import taught, taught_scores
 
 
 class DivergenceTrainer(SelfDistillTrainer):
@@ -45,9 +46,17 @@ class DivergenceTrainer(SelfDistillTrainer):
     def divergence_settings(self) -> dict[str, Any]:
         """`beta`, `entry_clip` and `token_clip` of `linear_divergence`."""
 
+    def place_weights(self, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Weights of the tokens by their place in the completion, ones by default. `mask` has the taught tokens."""
+        return torch.ones(mask.shape, device=mask.device)
+
     def token_weights(self, scores: TokenScores) -> Float[Tensor, "B T"]:
-        """Weights of the tokens in the loss, ones by default. Defining it costs two more products with the LM head."""
+        """More weights, by what both sides say of the tokens. Costs two more products with the LM head."""
         return torch.ones_like(scores.student_logps)
+
+    def weighs_tokens(self, batch: dict[str, Any]) -> bool:
+        """Whether `token_weights` is asked for a micro-batch: always, where it is defined."""
+        return type(self).token_weights is not DivergenceTrainer.token_weights
 
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         self.signals.begin(lesson)
@@ -144,20 +153,28 @@ class DivergenceTrainer(SelfDistillTrainer):
     def _weights(
         self, student: Tensor, teacher: Tensor, head: Head, teacher_head: Head | None, batch: dict[str, Any]
     ) -> Float[Tensor, " N"]:
-        """Row weight times token weight of the taught tokens."""
+        """Row weight times place weight times token weight of the taught tokens."""
         mask = taught(batch)
-        rows = batch["row_weight"].unsqueeze(1).expand(mask.shape)[mask]
-        if type(self).token_weights is DivergenceTrainer.token_weights:
-            return rows
-        sides = ((student.detach(), head), (teacher, teacher_head or head))
-        logps = [self._logps(hidden, side, batch["completion_ids"][mask]) for hidden, side in sides]
-        values = {"student_logps": logps[0][0], "student_entropy": logps[0][1]}
-        values |= {"teacher_logps": logps[1][0], "teacher_entropy": logps[1][1]}
-        weights = self.token_weights(self._spread(values, batch))
-        if weights.shape != mask.shape or not weights[mask].isfinite().all():
-            name, shape = type(self).__name__, tuple(mask.shape)
-            raise ValueError(f"{name}.token_weights must return finite weights (B, T) = {shape}.")
-        return rows * weights.detach()[mask]
+        made = {"place_weights": self.place_weights(mask)}
+        if self.weighs_tokens(batch):
+            targets = batch["completion_ids"][mask]
+            sides = ((student.detach(), head), (teacher, teacher_head or head))
+            (s, s_entropy), (t, t_entropy) = (self._logps(hidden, side, targets) for hidden, side in sides)
+            values = {
+                "student_logps": s,
+                "student_entropy": s_entropy,
+                "teacher_logps": t,
+                "teacher_entropy": t_entropy,
+            }
+            made["token_weights"] = self.token_weights(self._spread(values, batch))
+        weights = batch["row_weight"].unsqueeze(1)
+        for name, own in made.items():
+            if own.shape != mask.shape or not own[mask].isfinite().all():
+                raise ValueError(
+                    f"{type(self).__name__}.{name} must return finite weights (B, T) = {tuple(mask.shape)}."
+                )
+            weights = weights * own
+        return weights.detach()[mask]
 
     @torch.no_grad()
     def _logps(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,20 +194,5 @@ class DivergenceTrainer(SelfDistillTrainer):
 
     def _spread(self, values: dict[str, Tensor], batch: dict[str, Any]) -> TokenScores:
         """Values (N,) of the taught tokens as scores (B, T)."""
-        mask = taught(batch)
-        spread: Any = {name: torch.zeros(mask.shape, device=mask.device) for name in values}
-        return TokenScores(
-            **{name: zeros.masked_scatter(mask, values[name].float()) for name, zeros in spread.items()},
-            mask=mask,
-            correct=batch["correct"],
-            median_entropy=float("nan"),
-            training=self._mode == "train",
-            starts_batch=self.signals.is_new,
-            pass_rate=batch["pass_rate"],
-            step=self.state.global_step,
-        )
-
-
-def taught(batch: dict[str, Any]) -> Tensor:
-    """(B, T) bool: completion tokens that the model wrote, in rows with a teacher."""
-    return written(batch) & batch["has_context"].unsqueeze(1)
+        state: Any = {"training": self._mode == "train", "starts_batch": self.signals.is_new}
+        return taught_scores(values, batch, step=self.state.global_step, **state)

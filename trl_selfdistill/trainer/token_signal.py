@@ -53,7 +53,6 @@ class TokenSignalTrainer(SelfDistillTrainer):
     def apply_teacher(self, batch: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
         self.signals.begin(lesson)
         device = batch["advantages"].device
-        batch["advantages"] = batch["advantages"] * lesson.row_weights
         batch |= lesson_tensors(lesson, device)
         for name, view in lesson.views.items():
             prompt = (view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"])
@@ -109,7 +108,9 @@ class TokenSignalTrainer(SelfDistillTrainer):
         plain, scores = inputs["advantages"], self._scores(inputs)
         shaped, metrics = self.token_advantages(plain, scores)
         self._check(shaped, scores)
-        advantages = torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
+        # The row's weight comes last: it weighs what the teacher added, too.
+        weights = inputs["row_weight"].unsqueeze(1)
+        advantages = weights * torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
         ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
         metrics = {**metrics, **sampler_metrics(inputs, scores)}
         self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics))
