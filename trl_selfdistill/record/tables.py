@@ -24,18 +24,20 @@ class CompletionColumns:
 
     def __init__(self, size: int) -> None:
         self._rows: deque[dict[str, Any]] = deque(maxlen=size)
-        self._batch: list[dict[str, Any]] = []
-        self._lesson: Any = None
+        self._last: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
-    def add(self, part: Part, lesson: Any) -> None:
-        """Take up what the rows of `part` were taught. To be called by every process."""
-        if lesson is not self._lesson:
-            self._lesson = lesson
-            indices = gather_object([rollout.index for rollout in lesson.rollouts])
-            self._batch = [{} for _ in indices]
-            self._rows.extend(self._batch)
+    def add(self, part: Part, lesson: Any, mode: str) -> None:
+        """Take up what the rows of `part` were taught. To be called by every process.
+
+        An evaluation (another `mode`) may come between two parts of one batch.
+        """
+        known, batch = self._last.get(mode, (None, []))
+        if lesson is not known:
+            batch = [{} for _ in gather_object([rollout.index for rollout in lesson.rollouts])]
+            self._last[mode] = (lesson, batch)
+            self._rows.extend(batch)
         for index, row in gather_object(compact(part, lesson)):
-            self._batch[index].update(row)
+            batch[index].update(row)
 
     def columns(self) -> dict[str, list[Any]]:
         return {PREFIX + name: [row.get(name) for row in self._rows] for name in COLUMNS}

@@ -61,7 +61,7 @@ class RecordedTrainer(DescribedTrainer):
             self._weight = next(iter(part.metrics), "")
             self.token_log.keep(part, lesson)
             if self.log_completions:
-                self._columns.add(part, lesson)
+                self._columns.add(part, lesson, self._mode)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._write_signals()  # of a batch that has steps to come
