@@ -1,7 +1,7 @@
 """What `log_token_signals` adds to a training step: steps with and without it, in turns, on SmolLM2-135M on a CPU.
 
 `OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/recording.py --model outputs/SmolLM2-135M-Instruct` (first `python
-examples/smollm2.py`). Every step is logged. Both kinds of steps are those of one run: the setting is switched between them.
+examples/smollm2.py`). Every step is logged. Both kinds of steps are of one run: the setting is switched between them.
 """
 
 import argparse

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FOLDER = "token_signals"
+"""In the output_dir of a run."""
 FILE = "metrics.jsonl"
 
 

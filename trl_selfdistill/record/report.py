@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trl_selfdistill.record.report_data import as_script, read_run, report_data
+from trl_selfdistill.record.report_data import Run, as_script, read_run, report_data
 
 HERE = Path(__file__).parent
 LARGEST = 5_000_000
@@ -14,16 +14,7 @@ def write_report(folders: list[Path], file: Path) -> int:
 
     Raises `ValueError` for a folder without records, `ImportError` where jinja2 is missing.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(EXTRA.format(name="jinja2")) from error
-    runs = [read_run(folder) for folder in folders]
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
-    title = " and ".join(dict.fromkeys(run.name for run in runs))
-    data = Markup(as_script(report_data(runs)))  # escaped there, as JSON
-    page = environment.get_template("report.html").render(title=title, data=data).encode()
+    page = page_of([read_run(folder) for folder in folders]).encode()
     if len(page) > LARGEST:
         raise ValueError(
             f"The report would have {len(page) / 1e6:.1f} MB: prompts and contexts are that long. Move a part of "
@@ -32,3 +23,14 @@ def write_report(folders: list[Path], file: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(page)
     return len(page)
+
+
+def page_of(runs: list[Run]) -> str:
+    """The whole HTML page. What comes from a run is escaped: the title by the template, all else by `as_script`."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError(EXTRA.format(name="jinja2")) from error
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    title = " and ".join(dict.fromkeys(run.name for run in runs))
+    return environment.get_template("report.html").render(title=title, data=as_script(report_data(runs)))

@@ -8,9 +8,8 @@ from typing import Any
 
 import pyarrow.parquet
 
-from trl_selfdistill.record.history import FILE, read_history
+from trl_selfdistill.record.history import FILE, FOLDER, read_history
 from trl_selfdistill.record.report_stats import CURVES, StepStats
-from trl_selfdistill.record.token_log import FOLDER
 
 BUDGET = 110_000
 """Tokens that a report may hold one by one, over all runs: some 4 MB. Statistics are over all recorded tokens."""
@@ -154,7 +153,7 @@ def fitting(steps: dict[int, list[dict[str, Any]]], budget: int) -> dict[int, li
         if size(shown) <= budget:
             return shown
     every = 2
-    while every < len(shown) and size(shown) > budget:
+    while every < 2 * len(shown) and size(shown) > budget:
         ends = (next(iter(steps)), next(reversed(steps)))
         shown = {s: rows if i % every == 0 or s in ends else [] for i, (s, rows) in enumerate(shown.items())}
         every *= 2

@@ -15,7 +15,6 @@ from trl_selfdistill.record.first_prompt import teacher_prompt
 from trl_selfdistill.record.pieces import Pieces, starts
 from trl_selfdistill.record.signal_log import Part
 
-FOLDER = "token_signals"
 ALL = -1
 _LISTS = ("student_logps", "teacher_logps", "log_ratio", "student_entropy", "teacher_entropy", "weight", "advantage")
 _TEXT, _NUMBERS = pyarrow.string(), pyarrow.list_(pyarrow.float32())

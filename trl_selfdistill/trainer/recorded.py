@@ -6,11 +6,11 @@ from typing import Any
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.record.first_prompt import FirstPrompt
-from trl_selfdistill.record.history import append_history
+from trl_selfdistill.record.history import FOLDER, append_history
 from trl_selfdistill.record.metrics import MetricLog
 from trl_selfdistill.record.signal_log import Part, SignalLog
 from trl_selfdistill.record.tables import CompletionColumns, report
-from trl_selfdistill.record.token_log import FOLDER, TokenLog, write_rows
+from trl_selfdistill.record.token_log import TokenLog, write_rows
 from trl_selfdistill.trainer.described import DescribedTrainer
 from trl_selfdistill.trainer.rollouts import Lesson
 from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
