@@ -69,6 +69,7 @@ def test_the_page_is_whole_and_loads_nothing(run_folder, tmp_path):
             added = [a - row["row_advantage"] for a in row["advantage"]]
             assert [d / 1000 for d in ours["d"]] == pytest.approx(added, abs=6e-4)
     assert [line["step"] for line in run["history"]] == [1, 2, 3]
+    assert data["scales"].keys() == {"s", "u", "hs", "ht", "w", "d"} and 0.2 < data["scales"]["w"] <= 0.3
 
 
 ODD = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -32,13 +32,8 @@ const measures = [
 ];
 const centreOf = (measure, row) => (measure.key === "w" ? runOfRow.get(row).centre : 0);
 for (const measure of measures) {
-  const found = [];
-  for (const row of runOfRow.keys()) {
-    for (const value of row[measure.key] || []) if (value !== null) found.push(Math.abs(value / data.scale - centreOf(measure, row)));
-  }
-  found.sort((a, b) => a - b);
-  measure.there = found.length > 0;
-  measure.scale = Math.max(0.01, found[Math.floor(found.length * 0.98)] || 0);
+  measure.there = measure.key in data.scales;
+  measure.scale = Math.max(0.01, data.scales[measure.key] || 0);
 }
 const state = { measure: measures.find((measure) => measure.there) || measures[0], threshold: 0, compare: data.runs.length > 1, panels: [] };
 
@@ -189,7 +184,7 @@ function frame(width, height, box, x, y) {
   return { made, X, Y };
 }
 function ticks(from, to, digits) {
-  const raw = (to - from) / 3 || 1;
+  const raw = (to - from) / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const size = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= raw);
   const list = [];
@@ -212,7 +207,7 @@ function density(stats) {
     made.append(svg("rect", { x: X(x), y: Y(y + side), width: X(side) - X(0), height: Y(0) - Y(side), style: `fill: color-mix(in srgb, var(--one) ${share.toFixed(0)}%, transparent)` }, svg("title", {}, `${count} tokens`)));
   }
   made.append(svg("line", { x1: X(lowest), y1: Y(lowest), x2: X(0), y2: Y(0), stroke: "var(--soft)", "stroke-dasharray": "4 3" }), svg("text", { x: 180, y: 286, "text-anchor": "middle" }, "π student"), svg("text", { x: 50, y: 18 }, "π teacher"));
-  return figure("Student and teacher", "Tokens by the probability that each gave them; darker is more. Above the dashed line the teacher finds them likelier. Below 0.0003 they share a cell.", made);
+  return figure("Student and teacher", "Tokens by the probability that each gave them: the stronger the colour, the more. Above the dashed line the teacher finds them likelier. Below 0.0003 they share a cell.", made);
 }
 
 function positions(stats) {
@@ -229,10 +224,10 @@ function positions(stats) {
 }
 
 function tokenTable(title, list, what) {
-  const rows = list.map((hit) => node("tr", {}, node("td", {}, node("code", {}, JSON.stringify(hit.token))), node("td", { class: "n" }, hit.n), node("td", { class: "n" }, signed(hit.sum, 2)),
+  const rows = list.map((hit) => node("tr", {}, node("td", { title: JSON.stringify(hit.token) }, node("code", {}, JSON.stringify(hit.token))), node("td", { class: "n" }, hit.n), node("td", { class: "n" }, signed(hit.sum, 2)),
     node("td", { class: "example" }, shown(hit.before.slice(-18).replaceAll("\n", "⏎")), node("b", {}, shown(hit.token.replaceAll("\n", "⏎"))), shown(hit.after.slice(0, 14).replaceAll("\n", "⏎")))));
   const head = node("tr", {}, ["token", "times", what, "example"].map((name, i) => node("th", { class: i === 1 || i === 2 ? "n" : null }, name)));
-  return figure(title, rows.length ? null : "None.", rows.length ? node("table", {}, head, rows) : null);
+  return figure(title, rows.length ? null : "None.", rows.length ? node("table", { class: "words" }, head, rows) : null);
 }
 
 function plainTable(title, caption, names, lines) {
@@ -305,17 +300,18 @@ function curve(title, names) {
   const lines = [];
   data.runs.forEach((run, r) => names.forEach((name, n) => {
     const points = run.history.filter((line) => name in line).map((line) => [line.step, line[name]]);
-    if (points.length) lines.push({ points, label: name, run, dash: DASHES[r], colour: n ? "var(--b)" : "var(--a)" });
+    if (points.length) lines.push({ points, label: name, run, dash: DASHES[r], wide: !n && names.length > 1, colour: n ? "var(--b)" : "var(--a)" });
   }));
   if (!lines.length) return null;
   const ys = lines.flatMap((line) => line.points.map((p) => p[1]));
   const xs = lines.flatMap((line) => line.points.map((p) => p[0]));
   let [from, to] = [Math.min(...ys), Math.max(...ys)];
+  if (to - from < 1e-9 && from >= 0 && to <= 1) [from, to] = [0, 1];
   if (to - from < 1e-9) [from, to] = [from - 0.5 * (Math.abs(from) || 1), to + 0.5 * (Math.abs(to) || 1)];
   const [first, last] = [Math.min(...xs), Math.max(...xs)];
   const { made, X, Y } = frame(300, 150, [46, 8, 12, 22], { from: first, to: last, ticks: ticks(first, last, 0) }, { from, to, ticks: ticks(from, to) });
   for (const line of lines) {
-    made.append(svg("polyline", { points: line.points.map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`).join(" "), fill: "none", stroke: line.colour, "stroke-width": 2, "stroke-dasharray": line.dash, "stroke-linejoin": "round" }));
+    made.append(svg("polyline", { points: line.points.map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`).join(" "), fill: "none", stroke: line.colour, "stroke-width": line.wide ? 3.5 : 1.8, "stroke-dasharray": line.dash, "stroke-linejoin": "round" }));
     for (const [x, y] of line.points) made.append(svg("circle", { cx: X(x), cy: Y(y), r: 4, fill: line.colour, "fill-opacity": line.points.length > 1 ? 0 : 1 }, svg("title", {}, `${line.run.name}, step ${x}: ${line.label} ${fixed(y)}`)));
   }
   const labels = names.filter((name) => lines.some((line) => line.label === name));
@@ -342,7 +338,7 @@ function applyTheme() {
 byId("theme").onclick = () => { theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark"; applyTheme(); };
 dark.addEventListener("change", applyTheme);
 applyTheme();
-byId("summary").textContent = data.runs.map((run) => `${run.name}: ${run.trainer}, ${run.steps.length} recorded steps, ${run.recorded} completions, ${run.all.tokens} scored tokens`).join(" · ");
+byId("summary").textContent = data.runs.map((run) => `${run.name}: ${run.trainer}, ${run.steps.length} recorded step${run.steps.length > 1 ? "s" : ""}, ${run.recorded} completions, ${run.all.tokens} scored tokens`).join(" · ");
 byId("curves").append(...data.curves.map(([title, names]) => curve(title, names)).filter(Boolean));
 if (data.runs.length > 1) byId("runs-legend").append(...data.runs.map((run, r) => node("span", {}, svg("svg", { viewBox: "0 0 34 8" }, svg("line", { x1: 0, x2: 34, y1: 4, y2: 4, stroke: "var(--ink)", "stroke-width": 2, "stroke-dasharray": DASHES[r] })), run.name)));
 drawPanels();

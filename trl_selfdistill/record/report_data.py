@@ -15,6 +15,8 @@ BUDGET = 110_000
 """Tokens that a report may hold one by one, over all runs: some 4 MB. Statistics are over all recorded tokens."""
 SCALE = 1000
 """Numbers of tokens are whole thousandths."""
+FULL = 0.98
+"""Share of the tokens below which a colour is not yet at its strongest."""
 LISTS = {"s": "student_logps", "u": "log_ratio", "hs": "student_entropy", "ht": "teacher_entropy", "w": "weight"}
 TEXTS = {"p": "prompt", "c": "context", "tp": "teacher_prompt", "src": "context_source"}
 
@@ -75,7 +77,14 @@ def report_data(runs: list[Run]) -> dict[str, Any]:
     texts, tokens = Table(), Table()
     share = BUDGET // len(runs)
     made = [_run(run, texts, tokens, share) for run in runs]
-    return {"runs": made, "texts": texts.values, "tokens": tokens.values, "scale": SCALE, "curves": CURVES}
+    return {
+        "runs": made,
+        "texts": texts.values,
+        "tokens": tokens.values,
+        "scale": SCALE,
+        "curves": CURVES,
+        "scales": scales(made),
+    }
 
 
 def _run(run: Run, texts: Table, tokens: Table, budget: int) -> dict[str, Any]:
@@ -128,6 +137,26 @@ def _completion(row: dict[str, Any], texts: Table, tokens: Table) -> dict[str, A
             for view in row["views"]
         ],
     }
+
+
+def scales(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """For each number of a token the distance from its centre that `FULL` of the shown tokens stay below.
+
+    Numbers that no token has are left out.
+    """
+    found = {}
+    for key in (*LISTS, "d"):
+        away = sorted(
+            abs(value / SCALE - (run["centre"] if key == "w" else 0.0))
+            for run in runs
+            for step in run["steps"]
+            for row in step["rows"]
+            for value in row[key] or []
+            if value is not None
+        )
+        if away:
+            found[key] = round(away[int(len(away) * FULL)], 4)
+    return found
 
 
 def rounded(value: float | None) -> float | None:
