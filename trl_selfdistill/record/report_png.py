@@ -6,8 +6,10 @@ from typing import Any
 
 from trl_selfdistill.record.report import EXTRA
 from trl_selfdistill.record.report_data import Run, read_run
-from trl_selfdistill.record.report_stats import BINS, CELLS, CURVES, LOWEST, StepStats
+from trl_selfdistill.record.report_stats import CELLS, CURVES, LOWEST, StepStats
 
+LINE, LINES = 118, 26
+"""Characters of a line and lines, in the picture of the tokens."""
 BLUE, ORANGE, GREY = "#2a6fb0", "#c2570c", "#6b7280"
 
 
@@ -63,9 +65,10 @@ def signal_figure(stats: dict[str, Any]) -> Any:
     left.set(xlabel="log π_S, nats", ylabel="log π_T, nats", title="Tokens, by log of their number")
     places = [p[0] for p in stats["positions"]]
     means, errors = ([p[i] for p in stats["positions"]] for i in (1, 2))
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.axhline(0, color=GREY, linewidth=0.8)
     right.errorbar(places, means, yerr=errors, color=BLUE, marker="o", markersize=3, linewidth=1.2)
-    right.set(xlabel=f"position of the token ({BINS} bins)", ylabel="mean u, nats", title="u by position")
+    right.set(xlabel="position of the token", ylabel="mean u, nats", title="u by position")
     return figure
 
 
@@ -76,8 +79,11 @@ def tokens_figure(stats: dict[str, Any], *, has_advantage: bool) -> Any:
     for ax, name, colour in ((axes[0][0], "most", BLUE), (axes[0][1], "least", ORANGE)):
         found = stats[name][::-1]
         ax.barh(range(len(found)), [token["sum"] for token in found], color=colour)
-        ax.set_yticks(range(len(found)), [plain(token["token"]) for token in found], family="DejaVu Sans Mono")
+        ax.set_yticks(range(len(found)), [f'"{plain(token["token"])}"' for token in found], family="DejaVu Sans Mono")
         ax.set(xlabel=what, title="most reinforced" if name == "most" else "most suppressed")
+        if not found:
+            ax.text(0.5, 0.5, "none", ha="center", transform=ax.transAxes, color=GREY)
+            ax.set_xticks([])
     return figure
 
 
@@ -89,9 +95,9 @@ def steps_figure(run: Run) -> Any:
     for ax in axes.flat[len(curves) :]:
         ax.set_visible(False)
     for ax, (title, names) in zip(axes.flat, curves, strict=False):
-        for name, colour in zip(names, (BLUE, ORANGE), strict=False):
+        for name, colour, width in zip(names, (BLUE, ORANGE), (2.6, 1.2), strict=False):
             points = [(line["step"], line[name]) for line in run.history if name in line]
-            ax.plot(*zip(*points, strict=True), color=colour, label=name.rpartition("/")[2], linewidth=1.4)
+            ax.plot(*zip(*points, strict=True), color=colour, label=name.rpartition("/")[2], linewidth=width)
         ax.set_title(title, fontsize=9)
         if len(names) > 1:
             ax.legend(fontsize=7, frameon=False)
@@ -99,35 +105,40 @@ def steps_figure(run: Run) -> Any:
 
 
 def heatmap_figure(run: Run) -> Any:
-    """The completion of the last step with the largest mean abs(u), its tokens coloured by u."""
-    rows = next(reversed(run.steps.values()))
-    row = max(rows, key=lambda row: sum(abs(u or 0.0) for u in row["log_ratio"] or []) / max(1, len(row["tokens"])))
-    lines, line = [], []
-    for token, u in zip(row["tokens"], row["log_ratio"] or [None] * len(row["tokens"]), strict=True):
-        if line and sum(len(plain(t)) for t, _ in line) + len(plain(token)) > 80:
-            lines, line = [*lines, line], []
-        line.append((token, u))
-    lines = [*lines, line][:24]
-    figure, axes = new_figure(9, 0.3 * len(lines) + 0.4)
+    """Completions of the last recorded step, their tokens coloured by u: blue where the teacher finds them likelier."""
+    from matplotlib.patches import Rectangle
+
+    rows = [row for row in next(reversed(run.steps.values())) if row["log_ratio"] is not None]
+    lines = [line for row in rows for line in [*token_lines(row), []]][:LINES]
+    away = sorted(abs(u) for line in lines for _, u in line if u is not None) or [1.0]
+    full = max(0.01, away[int(len(away) * 0.98)])
+    figure, axes = new_figure(9, 0.25 * len(lines) + 0.3)
     ax = axes[0][0]
-    ax.set(xlim=(0, 82), ylim=(-len(lines), 0.4))
+    ax.set(xlim=(0, LINE), ylim=(-len(lines), 1), title=f"u from −{full:.1f} (orange) to +{full:.1f} nats (blue)")
+    ax.title.set_fontsize(9)
     ax.axis("off")
-    for number, tokens in enumerate(lines):
+    for number, line in enumerate(lines):
         at = 0
-        for token, u in tokens:
-            share = min(1.0, abs(u or 0.0) / 3.0)
+        for token, u in line:
+            text, share = plain(token), min(1.0, abs(u or 0.0) / full)
             colour = BLUE if (u or 0.0) > 0 else ORANGE
-            text = plain(token)
-            ax.add_patch(_box(at, -number - 0.5, len(text), colour, 0.7 * share))
-            ax.text(at, -number - 0.35, text, family="DejaVu Sans Mono", fontsize=9)
+            ax.add_patch(Rectangle((at, -number - 0.42), len(text), 0.84, color=colour, alpha=0.6 * share, linewidth=0))
+            shade = "black" if u is not None else GREY
+            ax.text(at, -number, text, family="DejaVu Sans Mono", fontsize=9, va="center_baseline", color=shade)
             at += len(text)
     return figure
 
 
-def _box(x: float, y: float, width: float, colour: str, alpha: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, 0.8, facecolor=colour, alpha=alpha, linewidth=0)
+def token_lines(row: dict[str, Any]) -> list[list[tuple[str, float | None]]]:
+    """(token, u) of a completion, in lines of at most `LINE` characters where no token is longer."""
+    lines, used = [[]], 0
+    for token, u in zip(row["tokens"], row["log_ratio"], strict=True):
+        width = len(plain(token))
+        if lines[-1] and used + width > LINE:
+            lines, used = [*lines, []], 0
+        lines[-1].append((token, u))
+        used += width
+    return lines
 
 
 def plain(token: str) -> str:
