@@ -197,7 +197,7 @@ def test_the_table_stays_in_line_through_evaluation_and_unfinished_batches(model
     ).train()
     for file in sorted((tmp_path / "completions").glob("*")):
         table = pandas.read_parquet(file)
-        right = [bool(lenient_reward([c])[0]) for c in table["completion"]]
+        right = [bool(lenient_reward([c[0]["content"]])[0]) for c in table["completion"]]
         seen = [(a, b) for a, b in zip(right, table["self_distill/correct"], strict=True) if b is not None]
         assert len(seen) >= 4
         assert all(a or not b for a, b in seen)  # what is correct has the reward; what was cut off is not correct
