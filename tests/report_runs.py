@@ -68,5 +68,5 @@ def made_run(folder: Path, *, steps: int = 3, rows: int = 8, length: int = 24, *
             "self_distill/student_entropy": 0.8,
             "self_distill/teacher_entropy": 0.5,
         }
-        append_history(folder / FOLDER, "made", step, logs)
+        append_history(folder, "made", step, logs)
     return folder

@@ -247,7 +247,7 @@ def test_the_history_is_that_of_the_last_run_and_its_last_word(tmp_path_factory,
     folder = tmp_path_factory.mktemp("history")
     for i, (run, step) in enumerate(lines):
         append_history(folder, run, step, {"i": i, "nan": float("nan"), "text": "x"})
-    with (folder / "metrics.jsonl").open("a") as file:
+    with (folder / "selfdistill_metrics.jsonl").open("a") as file:
         file.write('{"run": "c", "st')  # killed here
     last = {step: i for i, (run, step) in enumerate(lines) if run == lines[-1][0]}
     assert read_history(folder) == [{"run": lines[-1][0], "step": s, "i": last[s]} for s in sorted(last)]

@@ -1,4 +1,4 @@
-"""The numbers of each logging step beside the token log, for the report: a run without checkpoints leaves no others."""
+"""The numbers of each logging step, for the report: a run without checkpoints leaves no others."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from typing import Any
 
 FOLDER = "token_signals"
 """In the output_dir of a run."""
-FILE = "metrics.jsonl"
+FILE = "selfdistill_metrics.jsonl"
+"""Beside that folder, which then holds one kind of file and can be read as one data set."""
 
 
 def append_history(folder: Path, run: str, step: int, logs: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ def read_run(folder: Path) -> Run:
 
     Raises `ValueError` where nothing was.
     """
-    history = read_history(folder / FOLDER)
+    history = read_history(folder)
     steps, about = {}, {}
     for file in sorted((folder / FOLDER).glob("step_*.parquet")):
         table = pyarrow.parquet.read_table(file)
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Run:
             steps[int(file.stem.removeprefix("step_"))], about = table.to_pylist(), told
     if not steps:
         raise ValueError(
-            f"{folder} has no recorded completions of its last run ({FOLDER}/step_*.parquet and {FOLDER}/{FILE}). Name "
+            f"{folder} has no recorded completions of its last run ({FOLDER}/step_*.parquet and {FILE}). Name "
             "the output_dir of a run that was made with log_token_signals above 0."
         )
     return Run(folder.resolve().name, about, steps, history)

@@ -76,10 +76,10 @@ class RecordedTrainer(DescribedTrainer):
         rows, step = self.token_log.take(), self.state.global_step
         if not self.accelerator.is_main_process:
             return
-        folder = Path(self.args.output_dir or ".") / FOLDER
+        folder = Path(self.args.output_dir or ".")
         append_history(folder, self.run_id, step, logs)
         if rows:
             mode = "" if self.model.training else self._evaluation + "_"
             about = {"run": self.run_id, "trainer": self._name, "weight": self._weight}
-            write_rows(folder, f"{mode}step_{step:06d}", rows, about)
+            write_rows(folder / FOLDER, f"{mode}step_{step:06d}", rows, about)
             report(rows, step, self.args.report_to or [])
