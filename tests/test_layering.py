@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # For each folder (and each file at the top): what of ours it may import, and what of others. "*" is anything.
 # The standard library and jaxtyping are free to all. A folder may always import its own files, except `algorithms`.
-REPORTS = ("jinja2", "matplotlib", "trackio", "wandb")  # imported where they are used: a run needs none of them
+REPORTS = ("jinja2", "matplotlib")  # imported where they are used: a run needs none of them
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "_compat": (set(), {"packaging"}),
     "maths": (set(), {"torch"}),

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -69,13 +70,11 @@ def report(rows: Sequence[dict[str, Any]], step: int, reporters: Sequence[str]) 
     if not rows:
         return
     if "trackio" in reporters:
-        import trackio
-
+        trackio: Any = import_module("trackio")  # not among the dependencies: whoever reports to it has it
         traces = [trackio.Trace(messages=messages(row), metadata=summary_of(row)) for row in rows]
         trackio.log({TABLE: traces}, step=step)
     if "wandb" in reporters:
-        import wandb
-
+        wandb: Any = import_module("wandb")
         if wandb.run is not None:
             found = [{"prompt": row["prompt"], "completion": row["completion"], **summary_of(row)} for row in rows]
             wandb.log({TABLE: wandb.Table(columns=list(found[0]), data=[list(each.values()) for each in found])})

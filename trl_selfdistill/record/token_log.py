@@ -102,7 +102,7 @@ class TokenLog:
             "views": [{"name": name, **self._shown(lesson, name, row), **_view(part, name, i)} for name in others],
         }
 
-    def _shown(self, lesson: Any, view: str | None, row: int) -> dict[str, str | None]:
+    def _shown(self, lesson: Any, view: str | None, row: int) -> dict[str, Any]:
         """What the teacher was shown: the privileged text, its source, and the whole prompt with special tokens."""
         context: Context | None = None if view is None else lesson.views[view].contexts[row]
         return {

@@ -29,7 +29,7 @@ class RecordedTrainer(DescribedTrainer):
         """To be called once the model and its tokenizer are there."""
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
         self.token_log = TokenLog(self._tokenizer, self.args.log_token_signals or 0)
-        self._columns = CompletionColumns(self.args.generation_batch_size)
+        self._columns = CompletionColumns(self.args.generation_batch_size or 0)
         self._weight = ""  # the name of the metric in the column `weight`
         self._sampler = SamplerCheck(self)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
