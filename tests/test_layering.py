@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # For each folder (and each file at the top): what of ours it may import, and what of others. "*" is anything.
 # The standard library and jaxtyping are free to all. A folder may always import its own files, except `algorithms`.
+REPORTS = ("jinja2", "matplotlib")  # imported where they are used: a run needs none of them
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "_compat": (set(), {"packaging"}),
     "maths": (set(), {"torch"}),
@@ -19,7 +20,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "context": (set(), {"torch", "transformers"}),
     "teachers": ({"ops"}, {"torch", "transformers", "peft"}),
     "scoring": ({"ops"}, {"torch", "accelerate", "peft", "transformers"}),
-    "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow", "huggingface_hub"}),
+    "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow", "huggingface_hub", *REPORTS}),
     "settings": ({"context"}, {"trl"}),
     "grpo_settings": (set(), {"trl"}),
     "teacher_config": ({"settings", "context"}, {"trl"}),

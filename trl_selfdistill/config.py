@@ -6,7 +6,13 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from trl_selfdistill.settings import SAMPLER_ACTIONS, check_types, check_values, warn_of_saves_inside_a_batch
+from trl_selfdistill.settings import (
+    SAMPLER_ACTIONS,
+    check_types,
+    check_values,
+    recorded_completions,
+    warn_of_saves_inside_a_batch,
+)
 from trl_selfdistill.teacher_config import TeacherConfig
 
 _GRPO_FIELDS = {f.name for f in fields(GRPOConfig)}
@@ -44,9 +50,10 @@ class SelfDistillConfig(TeacherConfig):
         row_weight (`str`, *optional*, defaults to `"none"`):
             Weight of each rollout, whatever the algorithm: `"paced"` is 4 p (1 - p) with the group's share p of correct
             rollouts; or the dotted path of a function `Rollout -> float`.
-        log_token_signals (`bool`, *optional*, defaults to `False`):
-            Write what the teacher said about every token of the last batch to `output_dir/token_signals/*.parquet` at
-            each logging step.
+        log_token_signals (`int`, *optional*):
+            Completions of which what the teacher said about every token is written to
+            `output_dir/token_signals/*.parquet` at each logging step, over all processes; -1 or `True` for all of the
+            last batch, 0 for none. `None`: 8, or 0 with `push_to_hub`, which would publish them.
     """
 
     policy_logps: str = field(
@@ -78,13 +85,14 @@ class SelfDistillConfig(TeacherConfig):
         default="none",
         metadata={"help": "Weight of each rollout: 'none', 'paced' (4p(1-p)), or the dotted path of a function."},
     )
-    log_token_signals: bool = field(
-        default=False,
-        metadata={"help": "Write the teacher's per-token signal to output_dir/token_signals at each logging step."},
+    log_token_signals: int | None = field(
+        default=None,
+        metadata={"help": "Completions to write token by token at each logging step. -1: all. None: 8, 0 if pushed."},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.log_token_signals = recorded_completions(self.log_token_signals, published=self.push_to_hub)
         self.set_defaults()
         self.check()
 

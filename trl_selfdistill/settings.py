@@ -16,12 +16,25 @@ logger = logging.getLogger("trl_selfdistill")
 TEACHER_KINDS = ("live", "base", "ema")
 ROW_WEIGHTS = ("none", "paced")
 SAMPLER_ACTIONS = ("warn", "stop", "ignore")
+RECORDED = 8
+"""Completions whose tokens are recorded at each logging step by default."""
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:
     """Raise `ValueError` unless `low <= value <= high`."""
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must be between {low} and {high}.")
+
+
+def recorded_completions(value: Any, *, published: bool) -> Any:
+    """`log_token_signals` as a number: -1 for all, 0 for none. Nobody's solutions are published unasked."""
+    if value is None:
+        return 0 if published else RECORDED
+    if isinstance(value, bool):
+        return -1 if value else 0
+    if isinstance(value, int) and value < -1:
+        raise ValueError(f"log_token_signals={value} must be a number of completions, 0 for none or -1 for all.")
+    return value
 
 
 def warn_of_saves_inside_a_batch(args: Any) -> None:

@@ -21,6 +21,7 @@ TOOLS = {
     "eval": ("trl_selfdistill.cli.eval", "pass@1 and pass@k of a model on a dataset, lengths, epistemic words"),
     "diagnose": ("trl_selfdistill.cli.diagnose", "before training: what each context would teach this model"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
+    "report": ("trl_selfdistill.cli.report", "an HTML file of what the teacher said; `report RUN_A RUN_B` compares"),
     "plan": ("trl_selfdistill.cli.plan", "memory and time of a run on paper, and the configuration to take"),
 }
 """(module with a function `main(argv) -> int`, summary) by command."""

@@ -1,6 +1,7 @@
 """The scores of a generation batch, collected from its micro-batches, so that statistics are those of the whole."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ class Part:
     advantages: Float[Tensor, "B T"] | None
     """Token advantages, `None` for an algorithm that has none."""
     metrics: dict[str, Float[Tensor, "B T"]]
+    row_advantages: Float[Tensor, " B"] | None = None
+    """GRPO's advantages times the row weights, where there are token advantages."""
+
+    def select(self, places: list[int]) -> "Part":
+        """The rows at `places` of this part, in that order. The tensors are copies: the rest can be let go."""
+        return _selected(self, places)
 
 
 class SignalLog:
@@ -66,6 +73,9 @@ class SignalLog:
             if first.advantages is None
             else torch.cat([p.advantages for p in parts if p.advantages is not None]),
             metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in first.metrics},
+            row_advantages=None
+            if first.row_advantages is None
+            else torch.cat([p.row_advantages for p in parts if p.row_advantages is not None]),
         )
 
 
@@ -84,3 +94,14 @@ def _joined(scores: list[TokenScores]) -> TokenScores:
         for name in first.views
     }
     return replace(first, **tensors, views=views)
+
+
+def _selected(values: Any, places: list[int]) -> Any:
+    """A dataclass of tensors (B, ...) with the rows at `places`. Other values stay."""
+    if isinstance(values, Tensor):
+        return values[places]
+    if isinstance(values, Mapping):
+        return {name: _selected(value, places) for name, value in values.items()}
+    if is_dataclass(values) and not isinstance(values, type):
+        return replace(values, **{f.name: _selected(getattr(values, f.name), places) for f in fields(values)})
+    return values

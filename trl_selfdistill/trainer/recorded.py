@@ -1,13 +1,16 @@
 """A trainer that records what its teacher said: metrics, the token log, the first prompt, the check of the sampler."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.record.first_prompt import FirstPrompt
+from trl_selfdistill.record.history import FOLDER, append_history
 from trl_selfdistill.record.metrics import MetricLog
 from trl_selfdistill.record.signal_log import Part, SignalLog
-from trl_selfdistill.record.token_log import TokenLog
+from trl_selfdistill.record.tables import CompletionColumns, report
+from trl_selfdistill.record.token_log import TokenLog, write_rows
 from trl_selfdistill.trainer.described import DescribedTrainer
 from trl_selfdistill.trainer.rollouts import Lesson
 from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
@@ -25,7 +28,9 @@ class RecordedTrainer(DescribedTrainer):
     def prepare_recording(self) -> None:
         """To be called once the model and its tokenizer are there."""
         self.metric_log = MetricLog(self.accelerator, self._tokenizer)
-        self.token_log = TokenLog(self._tokenizer)
+        self.token_log = TokenLog(self._tokenizer, self.args.log_token_signals or 0)
+        self._columns = CompletionColumns(self.args.generation_batch_size or 0)
+        self._weight = ""  # the name of the metric in the column `weight`
         self._sampler = SamplerCheck(self)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
@@ -53,12 +58,28 @@ class RecordedTrainer(DescribedTrainer):
         values = self.metric_log.tokens(part.scores, part.ids) | self.metric_log.means(part.metrics)
         self.add_metrics(values | self._sampler.see(part.scores, values.get(DIFFERENCE)))
         if self.args.log_token_signals:
-            contexts = lesson.views[self.views[0]].contexts if self.views else []
-            self.token_log.keep(part, lesson.rollouts, contexts)
+            self._weight = next(iter(part.metrics), "")
+            self.token_log.keep(part, lesson)
+            if self.log_completions:
+                self._columns.add(part, lesson, self._mode)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._write_signals()  # of a batch that has steps to come
+        if self.args.log_token_signals and self.log_completions:
+            self._logs["extra"].update(self._columns.columns())
         super().log(logs, start_time)
         if self.args.log_token_signals:
-            name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
-            self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
+            self._record(logs)
+
+    def _record(self, logs: dict[str, float]) -> None:
+        """Write what was kept of the last batch, and the numbers of this log line. To be called by every process."""
+        rows, step = self.token_log.take(), self.state.global_step
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(self.args.output_dir or ".")
+        append_history(folder, self.run_id, step, logs)
+        if rows:
+            mode = "" if self.model.training else self._evaluation + "_"
+            about = {"run": self.run_id, "trainer": self._name, "weight": self._weight}
+            write_rows(folder / FOLDER, f"{mode}step_{step:06d}", rows, about)
+            report(rows, step, self.args.report_to or [])

@@ -113,7 +113,7 @@ class TokenSignalTrainer(SelfDistillTrainer):
         advantages = weights * torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
         ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
         metrics = {**metrics, **sampler_metrics(inputs, scores)}
-        self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics))
+        self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics, plain))
         return advantages
 
     def _scores(self, inputs: dict[str, Any]) -> TokenScores:
