@@ -7,8 +7,10 @@ from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.record.first_prompt import FirstPrompt
 from trl_selfdistill.record.metrics import MetricLog
 from trl_selfdistill.record.signal_log import Part, SignalLog
+from trl_selfdistill.record.symptoms import Facts
 from trl_selfdistill.record.token_log import TokenLog
 from trl_selfdistill.trainer.described import DescribedTrainer
+from trl_selfdistill.trainer.health_check import HealthCheck, no_context
 from trl_selfdistill.trainer.rollouts import Lesson
 from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 
@@ -16,17 +18,24 @@ from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 class RecordedTrainer(DescribedTrainer):
     """Collects the scores of a batch of rollouts from its micro-batches, and logs them once. Abstract."""
 
+    untaught = "plain GRPO"
+    """What the algorithm is while no row has a teacher."""
+    learns_from_rewards = True
+    """Whether the rewards are in the loss."""
     args: SelfDistillConfig
     views: Any
     _tokenizer: Any
     _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
     _evaluation = "eval"  # the evaluation set whose rollouts are logged
 
-    def prepare_recording(self) -> None:
-        """To be called once the model and its tokenizer are there."""
-        self.metric_log = MetricLog(self.accelerator, self._tokenizer)
+    def prepare_recording(self, *, own_builder: bool) -> None:
+        """To be called once the model and its tokenizer are there. `own_builder`: the user gave a `context_builder`."""
+        self.metric_log = MetricLog(self.accelerator, self._tokenizer, self.eos_token_ids)
         self.token_log = TokenLog(self._tokenizer)
         self._sampler = SamplerCheck(self)
+        reason = no_context(self.args, own_builder=own_builder)
+        facts = Facts(self._name, self.untaught, reason, self.learns_from_rewards)
+        self._health = HealthCheck(self.args, self.accelerator, facts)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
 
@@ -59,6 +68,8 @@ class RecordedTrainer(DescribedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._write_signals()  # of a batch that has steps to come
         super().log(logs, start_time)
+        if "loss" in logs:  # a line of the training
+            self._health.see(self.state.log_history)
         if self.args.log_token_signals:
             name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
             self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
