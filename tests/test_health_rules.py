@@ -114,9 +114,10 @@ def test_what_was_not_measured_is_not_judged(value):
 
 def test_the_reasons_why_there_is_no_teacher():
     entries = series(f"{D}has_teacher", *[0.0] * 5)
-    assert "RLRT is plain GRPO now, because no group had a correct rollout (5 steps in a row)" in found(entries)[
-        "no_teacher"
-    ]
+    assert (
+        "RLRT is plain GRPO now, because no group had a correct rollout (5 steps in a row)"
+        in found(entries)["no_teacher"]
+    )
     unrewarded = series(f"{D}has_teacher", *[0.0] * 5)
     unrewarded[-1]["reward"] = None
     assert "because no rollout had a reward" in found(unrewarded)["no_teacher"]

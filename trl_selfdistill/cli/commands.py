@@ -15,6 +15,7 @@ SUMMARIES = {
 TOOLS = {
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
+    "preview": ("trl_selfdistill.cli.preview", "show both sides' prompts of a few rows, and check them; no weights"),
     "plan": ("trl_selfdistill.cli.plan", "memory and time of a run on paper, and the configuration to take"),
 }
 """(module with a function `main(argv) -> int`, summary) by command."""
