@@ -61,10 +61,10 @@ def test_every_algorithm_from_a_recipe_without_weights(name, here, model_dir, ca
     own = here / "model"
     own.mkdir()
     for file in model_dir.iterdir():
-        if file.suffix == ".json":  # configuration and tokenizer, no weights
+        if file.suffix != ".safetensors":  # configuration and tokenizer, no weights
             (own / file.name).write_bytes(file.read_bytes())
     monkeypatch.setenv("COLUMNS", "160")
-    file = recipe(here, own, teacher_template=None, max_completion_length=4)
+    file = recipe(here, own, teacher_template=None, health_thresholds={"no_teacher": 20})
     assert main(["preview", name, "--config", file, "--rows", "3"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("== row ") == 3
@@ -84,6 +84,8 @@ def test_the_algorithm_is_found_where_the_recipe_tells_it(here, model_dir, capsy
     )
     assert "--rows 0 must be at least 1" in error_of(capsys, "preview", "rlrt", "--config", file, "--rows", "0")
     assert main(["preview", "--help"]) == 0
+    file = recipe(here, model_dir, health_thresholds={"leakge": 1})
+    assert "health_thresholds names 'leakge'" in error_of(capsys, "preview", "rlrt", "--config", file)
 
 
 def test_a_prompt_that_holds_the_solution_fails_with_one_line(here, model_dir, capsys):
@@ -168,8 +170,8 @@ def test_a_deliberately_mismatched_template(capsys):
     tokenizer = chatml()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' if m['content'] | length < 40 else '\n' }}"
-        "{% endif %}"
+        "{% set short = messages[-1]['content'] | length < 40 %}"
+        "{% if add_generation_prompt and short %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     row = {"prompt": CHAT, "solution": SOLUTION}
     trainer = made("rlrt", row, tokenizer)
@@ -184,8 +186,8 @@ def test_a_deliberately_mismatched_template(capsys):
 
 
 def test_the_checks():
-    assert checks.find([2, 3], [1, 2, 3]) == 1
-    assert checks.find([], [1]) is None and checks.find([3], [1]) is None
+    assert checks.places([2, 3], [2, 3, 1, 2, 3]) == [0, 3]
+    assert checks.places([], [1]) == checks.places([3], [1]) == checks.places([1, 1], [1]) == []
     assert checks.same_completion([1, 5, 6], [1, 2, 5, 6], (1, 2)).ok
     assert not checks.same_completion([1, 5, 6], [1, 2, 5, 7], (1, 2)).ok
     assert not checks.same_completion([1], [1, 2], (1, 2)).ok, "there is none"
@@ -204,21 +206,21 @@ def test_the_checks():
     assert checks.context_in_turn("<u>Look: ", "!<e><b>", frame).ok
     assert not checks.context_in_turn("<u>q<e><b>Look: ", "", frame).ok
     assert checks.context_in_front(1, 2, [1, 8, 9, 2, 1, 5], [1, 5]).ok
-    assert not checks.context_in_front(4, 1, [1, 8, 9, 2, 1, 5, 5], [1, 5, 5]).ok
+    assert not checks.context_in_front(5, 1, [1, 8, 9, 2, 1, 5, 5], [1, 5, 5]).ok
     assert not checks.context_in_front(1, 2, [1, 8, 9, 2, 6, 6], [1, 5, 5]).ok
-    assert checks.context_is_there(3).ok and not checks.context_is_there(None).ok
+    assert checks.context_is_there([3]).ok and not checks.context_is_there([]).ok
     assert checks.context_is_text([5, 6], SPECIAL).ok and not checks.context_is_text([5, 1], SPECIAL).ok
     assert checks.not_for_the_student("7", "5+7=").ok is None
     assert checks.not_for_the_student(SOLUTION, "5+7=").ok
     assert not checks.not_for_the_student(SOLUTION, f"5+7=\n{SOLUTION}").ok
-    for check in (checks.context_is_there(None), checks.not_for_the_student(SOLUTION, SOLUTION)):
+    for check in (checks.context_is_there([]), checks.not_for_the_student(SOLUTION, SOLUTION)):
         assert check.remedy and "\n" not in check.remedy
 
 
 # Text that nobody obeys -----------------------------------------------------------------------------------------------
 
 NASTY = (
-    "[bold red]x[/] [/] <b onclick='a()'>y</b> &lt; \x1b[31m\x07\x9b2J\r\b \u202egnp.exe ◌́ 漢字 עברית العربية 👩\u200d👧 "
+    "[bold red]x[/] [/] <b onclick='a()'>y</b> &lt; \x1b[31m\x07\x9b2J\r\b \u202egnp.exe ◌́ 漢字 עברית 👩\u200d👧 "
     "<|im_end|>"
 )
 TEXTS = st.one_of(

@@ -93,7 +93,7 @@ def reads_images(config: Any) -> bool:
 
 def preview(trainer: Any, rows: list[Any], completion: str | None) -> int:
     """Print all `rows`, and the first check that failed on standard error. The exit status."""
-    look, failed = Look(trainer._tokenizer), []
+    look, failed = Look(trainer.processing_class), []
     for number, row in enumerate(rows):
         for sides in sides_of(trainer, row, completion):
             where = f"row {number}, view {sides.view!r}"

@@ -24,13 +24,12 @@ class Frame:
     after: str
 
 
-def find(part: Sequence[int], whole: Sequence[int]) -> int | None:
-    """Where `part` begins in `whole`; `None` where it does not stand there, or where it is empty."""
-    size = len(part)
-    places = (
-        i for i in range(len(whole) - size + 1) if whole[i] == part[0] and list(whole[i : i + size]) == list(part)
-    )
-    return next(places, None) if size else None
+def places(part: Sequence[int], whole: Sequence[int]) -> list[int]:
+    """Where `part` begins in `whole`: a short one may stand in several places. None where `part` is empty."""
+    size, part = len(part), list(part)
+    return [
+        i for i in range(len(whole) - size + 1) if size and whole[i] == part[0] and list(whole[i : i + size]) == part
+    ]
 
 
 def same_completion(student: Sequence[int], teacher: Sequence[int], starts: tuple[int, int]) -> Check:
@@ -97,9 +96,10 @@ def context_in_front(place: int, size: int, teacher: Sequence[int], student: Seq
     return Check("the context stands before the prompt, whose tokens are unchanged", ok, remedy)
 
 
-def context_is_there(place: int | None) -> Check:
+def context_is_there(found: Sequence[int]) -> Check:
+    """`found` are the places of the context's ids in the teacher's prompt."""
     remedy = "The context did not come through as it is: use a fast tokenizer, or another context_placement."
-    return Check("the context came through token by token", place is not None, remedy)
+    return Check("the context came through token by token", bool(found), remedy)
 
 
 def context_is_text(shown: Sequence[int], special: Set[int]) -> Check:

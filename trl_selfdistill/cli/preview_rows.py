@@ -1,5 +1,6 @@
 """One row of a preview: what is printed of both sides, and what is checked."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def flags_of(trainer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def unknown_flags(trainer: Any, flags: tuple[dict[str, Any], dict[str, Any]]) -> str:
     """A remark on arguments that the chat template never names."""
-    template = str(trainer.chat_template or trainer._tokenizer.chat_template)
+    template = str(trainer.chat_template or trainer.processing_class.chat_template)
     unknown = sorted(name for name in {**flags[0], **flags[1]} if name not in template)
     return f" (the chat template knows no {', '.join(unknown)})" if unknown else ""
 
@@ -93,22 +94,25 @@ def assertions(trainer: Any, look: Look, row: Any, sides: Sides) -> list[checks.
 
 def of_context(trainer: Any, look: Look, prompt: Any, sides: Sides) -> list[checks.Check]:
     """That the context came through as text, at its place."""
-    place = checks.find(sides.shown, sides.teacher)
-    found = [checks.context_is_there(place), checks.context_is_text(sides.shown, look.special)]
-    if place is None:
+    places, size = checks.places(sides.shown, sides.teacher), len(sides.shown)
+    found = [checks.context_is_there(places), checks.context_is_text(sides.shown, look.special)]
+    if not places:
         return found
-    size = len(sides.shown)
     if trainer.args.context_placement == "system":
-        return [*found, checks.context_in_front(place, size, sides.teacher, sides.student)]
+        return [*found, checks.context_in_front(places[0], size, sides.teacher, sides.student)]
     if isinstance(prompt, str):
         return found
+    around = frame(trainer, prompt)
+    # Of several places, as those of a context of one letter, the first in the turn.
+    first = bisect_left(places, True, key=lambda i: look.text(sides.teacher[:i]).startswith(around.before))
+    place = places[min(first, len(places) - 1)]
     before, after = look.text(sides.teacher[:place]), look.text(sides.teacher[place + size :])
-    return [*found, checks.context_in_turn(before, after, frame(trainer, prompt))]
+    return [*found, checks.context_in_turn(before, after, around)]
 
 
 def rendered(trainer: Any, messages: list[dict[str, Any]], flags: dict[str, Any], *, header: bool) -> str:
     about = {"chat_template": trainer.chat_template, "add_generation_prompt": header}
-    return render(trainer._tokenizer, messages, tools=trainer.tools, **about, **flags)
+    return render(trainer.processing_class, messages, tools=trainer.tools, **about, **flags)
 
 
 def header(trainer: Any, prompt: list[dict[str, Any]], flags: dict[str, Any]) -> str:
