@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trl
+from datasets import Dataset
 from helpers import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from trl_selfdistill.cli.main import main
 from trl_selfdistill.cli.preview import preview
 from trl_selfdistill.cli.preview_rows import Look, assertions, told_context
 from trl_selfdistill.cli.preview_text import CLOSE, OPEN, print_sides, visible
-from trl_selfdistill.trainer.prompts_only import check_rows, prompts_only, sides_of
+from trl_selfdistill.trainer.prompts_only import prompts_only, sides_of
 
 __all__ = ["here"]
 SPECIAL = {1, 2}
@@ -39,12 +40,10 @@ def chatml() -> Any:
     return tokenizer
 
 
-def made(name: str, row: dict[str, Any], tokenizer: Any = None, tools: Any = None, **config: Any) -> Any:
+def made(name: str, row: dict[str, Any], tokenizer: Any = None, **config: Any) -> Any:
     trainer_class = getattr(trl_selfdistill, ALGORITHMS[name])
     args = trainer_class.config_class("out", use_cpu=True, bf16=False, **config)
-    trainer = prompts_only(trainer_class, args, tokenizer or chatml(), Qwen3Config(), row, tools)
-    check_rows(trainer, __import__("datasets").Dataset.from_list([row] * 64))
-    return trainer
+    return prompts_only(trainer_class, args, tokenizer or chatml(), Qwen3Config(), Dataset.from_list([row] * 64))
 
 
 def checked(trainer: Any, row: dict[str, Any], completion: str | None = None) -> tuple[Any, dict[str, bool | None]]:
@@ -115,10 +114,7 @@ def test_a_thinking_template_with_the_flags_of_opsd():
     assert all(checked(same, row)[1].values())
 
 
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-
-
-def test_a_multi_turn_prompt_with_tools():
+def test_a_multi_turn_prompt_with_tool_calls():
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
     prompt = [
         {"role": "system", "content": "Use tools."},
@@ -127,7 +123,7 @@ def test_a_multi_turn_prompt_with_tools():
         {"role": "tool", "name": "weather", "content": "18 degrees"},
     ]
     row = {"prompt": prompt, "solution": "Eighteen degrees is mild, so: not quite."}
-    trainer = made("rlrt", row, tools=[WEATHER], context="gold", context_placement="system")
+    trainer = made("rlrt", row, context="gold", context_placement="system")
     sides, found = checked(trainer, row)
     assert all(found.values()) and len(found) == 9
     assert sides.teacher[-len(sides.student) :] == sides.student

@@ -16,7 +16,7 @@ from trl_selfdistill.cli.errors import UserError, as_user_errors
 from trl_selfdistill.cli.preview_rows import Look, assertions, show
 from trl_selfdistill.cli.preview_text import visible
 from trl_selfdistill.cli.train import see_working_directory
-from trl_selfdistill.trainer.prompts_only import check_rows, prompts_only, sides_of
+from trl_selfdistill.trainer.prompts_only import prompts_only, sides_of
 
 HELP = """\
 usage: trl-selfdistill preview [ALGORITHM] --config R.yaml [--rows 2] [--completion TEXT] [options]
@@ -49,8 +49,7 @@ def main(argv: list[str]) -> int:
         rows = list(islice(iter(dataset), mine.rows))
         if not rows:
             raise UserError("the training data has no rows.")
-        trainer = prompts_only(trainer_class, arguments.training, *load_tokenizer(arguments), rows[0])
-        check_rows(trainer, dataset)
+        trainer = prompts_only(trainer_class, arguments.training, *load_tokenizer(arguments), dataset)
         return preview(trainer, rows, mine.completion)
 
 

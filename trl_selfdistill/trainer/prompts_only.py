@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import as_context
 from trl_selfdistill.context.encoding import cut_middle, encode, encode_literally
 from trl_selfdistill.context.rollout import Context
 from trl_selfdistill.trainer.base import SelfDistillTrainer
-from trl_selfdistill.trainer.datachecks import check_data
+from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.example import PLACEHOLDER, example_rollout
 
 
@@ -38,32 +37,24 @@ def prompts_only(
     args: SelfDistillConfig,
     tokenizer: PreTrainedTokenizerBase,
     model_config: Any,
-    row: Any,
-    tools: list[Any] | None = None,
+    dataset: Any,
 ) -> Any:
-    """A trainer that can make prompts and nothing else: it has no model. `row` is the first of the data set.
+    """A trainer that can make prompts and nothing else: it has no model, and no tools.
 
-    Raises `ValueError` for whatever a trainer refuses of the configuration's prompts.
+    Raises `ValueError` for whatever a trainer refuses of the data and of the configuration's prompts.
     """
     trainer: Any = trainer_class.__new__(trainer_class)
+    trainer._data = check_data(args, dataset, None, None, None)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    trainer.args, trainer.tools = args, tools
+    trainer.args, trainer.tools, trainer.chat_template = args, [], None
     trainer.processing_class = trainer._tokenizer = tokenizer
     trainer._is_vlm, trainer.environment_factories = False, None
     trainer.chat_template_kwargs = args.chat_template_kwargs or {}
     trainer.num_generations = args.num_generations
-    # TRL takes another chat template for tools where the tokenizer's own would rewrite earlier turns.
-    replace = bool(tools) and not is_chat_template_prefix_preserving(tokenizer)
-    trainer.chat_template = get_training_chat_template(tokenizer) if replace else None
-    trainer.build_prompts(args, [row["prompt"]], None, model_config)
+    trainer.build_prompts(args, first_prompts(dataset), None, model_config)
     trainer.set_up()
     return trainer
-
-
-def check_rows(trainer: Any, dataset: Any) -> None:
-    """The checks of a run's data. Raises `ValueError` as a trainer does."""
-    trainer._data = check_data(trainer.args, dataset, None, None, None)
 
 
 def sides_of(trainer: Any, row: Any, completion: str | None) -> list[Sides]:

@@ -68,8 +68,8 @@ class RecordedTrainer(DescribedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._write_signals()  # of a batch that has steps to come
         super().log(logs, start_time)
-        if "loss" in logs:  # a line of the training
-            self._health.see(self.state.log_history)
         if self.args.log_token_signals:
             name = f"{'' if self.model.training else self._evaluation + '_'}step_{self.state.global_step:06d}"
             self.token_log.write(self.args.output_dir, name, main_process=self.accelerator.is_main_process)
+        if "loss" in logs:  # a line of the training; last, as it may stop the run
+            self._health.see(self.state.log_history)
