@@ -104,7 +104,7 @@ def context_is_there(found: Sequence[int]) -> Check:
 
 def context_is_text(shown: Sequence[int], special: Set[int]) -> Check:
     remedy = "Chat markers in a context became special tokens: use a fast tokenizer (use_fast=True)."
-    return Check("nothing in the context is a special token", not special.intersection(shown), remedy)
+    return Check("nothing in the context is a special token", special.isdisjoint(shown), remedy)
 
 
 def not_for_the_student(context: str, prompt: str) -> Check:
