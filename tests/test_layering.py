@@ -21,10 +21,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "teachers": ({"ops"}, {"torch", "transformers", "peft"}),
     "scoring": ({"ops"}, {"torch", "accelerate", "peft", "transformers"}),
     "record": ({"maths", "context"}, {"torch", "accelerate", "transformers", "pyarrow", "huggingface_hub", *REPORTS}),
-    "settings": ({"context"}, {"trl"}),
+    "settings": ({"context", "record"}, {"trl"}),
     "grpo_settings": (set(), {"trl"}),
     "teacher_config": ({"settings", "context"}, {"trl"}),
-    "config": ({"teacher_config", "settings"}, {"trl"}),
+    "config": ({"teacher_config", "settings", "record"}, {"trl"}),
     "trainer": ({"config", "settings", "maths", "context", "teachers", "scoring", "ops", "record"}, {"*"}),
     "algorithms": ({"trainer", "config", "settings", "grpo_settings", "maths", "context", "ops"}, {"torch"}),
     "rewards": ({"context"}, {"math_verify"}),
@@ -32,7 +32,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "__init__": ({"*"}, set()),
     "__main__": ({"cli"}, set()),
 }
-PLAIN_PYTHON = ("context/rollout.py", "context/builders.py", "context/templates.py", "record/wording.py")
+PLAIN_PYTHON = (
+    "context/rollout.py",
+    "context/builders.py",
+    "context/templates.py",
+    "record/wording.py",
+    "record/health.py",
+)
 
 
 def name_of(path: Path) -> str:

@@ -104,7 +104,6 @@ def test_opsd_without_any_reward(tiny, tmp_path):
     assert logs[-1]["opsd/clipped_tokens"] < logs[0]["opsd/clipped_tokens"]
 
 
-@pytest.mark.filterwarnings("ignore:opsd_entry_clip")
 def test_opsds_published_entry_clip_unlearns_and_the_clipped_mass_tells(tiny, tmp_path):
     clip = {"opsd_entry_clip": 0.05, "opsd_token_clip": None}
     after, logs = train(tiny, tmp_path, OPSDTrainer, OPSDConfig, reward=None, peft=lora(), **OPSD, **clip)

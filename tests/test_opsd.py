@@ -10,6 +10,7 @@ from trl_selfdistill import OPSDConfig, OPSDTrainer
 from trl_selfdistill.algorithms.opsd import no_reward
 from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
 from trl_selfdistill.trainer import divergence
+from trl_selfdistill.trainer.health_check import UnhealthyRunError
 
 
 def make(model_dir, tokenizer, tmp_path, *, config=None, lora=False, **kwargs):
@@ -201,8 +202,9 @@ def test_evaluation(model_dir, tokenizer, tmp_path):
 def test_the_published_clip_warns_where_it_cuts_most_of_the_teacher(tiny, tmp_path):
     model, tokenizer = tiny
     settings = distill_settings(tmp_path, num_generations=1, opsd_entry_clip=0.05, opsd_token_clip=None, max_steps=1)
-    trainer = OPSDTrainer(model, exact_reward, OPSDConfig(**settings), sums(), processing_class=tokenizer)
-    with pytest.warns(UserWarning, match="opsd_entry_clip=0.05 cuts"):
+    args = OPSDConfig(**settings, health_action="stop")
+    trainer = OPSDTrainer(model, exact_reward, args, sums(), processing_class=tokenizer)
+    with pytest.raises(UnhealthyRunError, match=r"opsd_entry_clip cuts entries that hold \d+% of the teacher's mass"):
         trainer.train()
     assert step_logs(trainer)[0]["opsd/clipped_entry_mass"] > 0.5
 

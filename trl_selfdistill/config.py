@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from trl_selfdistill.record.health import ACTIONS
 from trl_selfdistill.settings import (
     SAMPLER_ACTIONS,
     check_types,
@@ -50,11 +51,18 @@ class SelfDistillConfig(TeacherConfig):
         row_weight (`str`, *optional*, defaults to `"none"`):
             Weight of each rollout, whatever the algorithm: `"paced"` is 4 p (1 - p) with the group's share p of correct
             rollouts; or the dotted path of a function `Rollout -> float`.
+        health_action (`str`, *optional*, defaults to `"warn"`):
+            What to do when a health check fails, such as "no row has a teacher any more": `"warn"` (once, until it has
+            gone and come back), `"stop"` or `"ignore"`. docs/health.md has all checks.
+        health_thresholds (`dict`, *optional*):
+            Thresholds of health checks by name, over the defaults: `{"no_teacher": 20}`.
         log_token_signals (`int`, *optional*):
             Completions of which what the teacher said about every token is written to
             `output_dir/token_signals/*.parquet` at each logging step, over all processes; -1 or `True` for all of the
             last batch, 0 for none. `None`: 8, or 0 with `push_to_hub`, which would publish them.
     """
+
+    _VALID_DICT_FIELDS = [*TeacherConfig._VALID_DICT_FIELDS, "health_thresholds"]
 
     policy_logps: str = field(
         default="fused",
@@ -84,6 +92,13 @@ class SelfDistillConfig(TeacherConfig):
     row_weight: str = field(
         default="none",
         metadata={"help": "Weight of each rollout: 'none', 'paced' (4p(1-p)), or the dotted path of a function."},
+    )
+    health_action: str = field(
+        default="warn", metadata={"help": "When a health check fails.", "choices": list(ACTIONS)}
+    )
+    health_thresholds: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Thresholds of health checks by name, over the defaults. docs/health.md has them all."},
     )
     log_token_signals: int | None = field(
         default=None,

@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 
 from trl_selfdistill.context.builders import NEEDS_GROUP, resolve_context, resolve_function
 from trl_selfdistill.context.templates import check_template
+from trl_selfdistill.record.health import ACTIONS, thresholds_of
 
 logger = logging.getLogger("trl_selfdistill")
 
@@ -56,6 +57,7 @@ def check_values(args: Any) -> None:
     check_row_weight(args)
     check_teacher(args)
     check_scoring(args)
+    check_health(args)
 
 
 def check_context(args: Any) -> None:
@@ -127,6 +129,17 @@ def check_scoring(args: Any) -> None:
             f"sampler_mismatch_threshold={args.sampler_mismatch_threshold} must be positive: no two engines agree to "
             "the last digit. Set sampler_mismatch='ignore' to switch the check off."
         )
+
+
+def check_health(args: Any) -> None:
+    """Raise `ValueError` for a health check, a threshold or an action that does not exist."""
+    if args.health_action not in ACTIONS:
+        raise ValueError(f"health_action={args.health_action!r} must be one of {list(ACTIONS)}.")
+    if isinstance(args.health_thresholds, str):
+        raise ValueError(
+            f"health_thresholds={args.health_thresholds!r} is no mapping. Write it as JSON: '{{\"no_teacher\": 20}}'."
+        )
+    thresholds_of(args.health_thresholds)
 
 
 def check_types(args: Any, fields: Iterable[Field]) -> None:

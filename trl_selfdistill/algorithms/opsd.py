@@ -5,7 +5,6 @@ Pull the student toward itself with the solution at hand, over the whole vocabul
 
 import math
 import textwrap
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -155,6 +154,14 @@ class OPSDTrainer(DivergenceTrainer):
         "system": f"Here is a reference solution to the problem that follows:\n\n{{context}}\n\n{_INSTRUCTION}",
     }
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return self.args.opsd_policy_weight > 0
+
+    @property
+    def untaught(self) -> str:
+        return "GRPO's loss alone" if self.learns_from_rewards else super().untaught
+
     @staticmethod
     def rewards_for(reward_funcs: Any, args: OPSDConfig) -> Any:
         found = rewards_or_none(reward_funcs, args)
@@ -183,12 +190,3 @@ class OPSDTrainer(DivergenceTrainer):
         if self.args.opsd_policy_weight > 0:
             loss = loss + self.args.opsd_policy_weight * self.policy_loss(model, inputs)
         return loss
-
-    def add_metrics(self, values: dict[str, float]) -> None:
-        if values.get("opsd/clipped_entry_mass", 0.0) > 0.5:
-            warnings.warn(
-                f"opsd_entry_clip={self.args.opsd_entry_clip} cuts entries that hold more than half of the teacher's "
-                "probability mass. What is left of the gradient may point away from the teacher: use opsd_token_clip.",
-                stacklevel=2,
-            )
-        super().add_metrics(values)

@@ -22,6 +22,7 @@ TOOLS = {
     "diagnose": ("trl_selfdistill.cli.diagnose", "before training: what each context would teach this model"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
     "report": ("trl_selfdistill.cli.report", "an HTML file of what the teacher said; `report RUN_A RUN_B` compares"),
+    "preview": ("trl_selfdistill.cli.preview", "show both sides' prompts of a few rows, and check them; no weights"),
     "plan": ("trl_selfdistill.cli.plan", "memory and time of a run on paper, and the configuration to take"),
 }
 """(module with a function `main(argv) -> int`, summary) by command."""

@@ -1,7 +1,7 @@
 """What every run logs: counts on completion texts, and statistics of the teacher's signal over all processes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ class MetricLog:
     FIRST_TOKENS = 10
     EXTREME = 5.0
 
-    def __init__(self, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] = ()
+    ) -> None:
         self.accelerator = accelerator
+        self._end_ids = tuple(sorted(set(end_ids)))
         pairs = [(text, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in epistemic_spellings()]
         self._epistemic_ids = torch.tensor(epistemic_token_ids(pairs), dtype=torch.long)
 
@@ -44,6 +47,13 @@ class MetricLog:
         """Mean of each metric over the entries that are not NaN, in all processes. What has no entry is left out."""
         found = {name: summary(self.all_tokens(values.flatten()))["mean"] for name, values in metrics.items()}
         return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def lengths(self, lengths: list[int]) -> dict[str, float]:
+        """The tail of the completions' lengths in tokens, over all processes: 19 of 20 are no longer."""
+        ordered = self.all_tokens(torch.tensor(lengths, device=self.accelerator.device)).sort().values
+        if not len(ordered):
+            return {}
+        return {"completions/length_p95": ordered[math.ceil(0.95 * len(ordered)) - 1].item()}
 
     def rollouts(self, texts: list[str], rollouts: list[Rollout], views: Mapping[str, Any]) -> dict[str, float]:
         """What the batch's texts and contexts were like: shares and means over the rows of all processes.
@@ -78,6 +88,7 @@ class MetricLog:
         """What the teacher said: u_t and both entropies over the valid tokens of rows with a teacher."""
         u, mask = scores.log_ratio, scores.mask
         first = mask & (mask.cumsum(1) <= self.FIRST_TOKENS)
+        start = mask & (mask.cumsum(1) == 1)
         epistemic = mask & torch.isin(completion_ids, self._epistemic_ids.to(completion_ids.device))
         ratio = summary(self.all_tokens(u[mask]))
         if math.isnan(ratio["mean"]):
@@ -89,12 +100,30 @@ class MetricLog:
                 {
                     "self_distill/log_ratio_extreme": (u[mask].abs() > self.EXTREME).float(),
                     "self_distill/log_ratio_first10": u[first],
+                    "self_distill/log_ratio_start": u[start].abs(),
                     **({"self_distill/log_ratio_epistemic": u[epistemic]} if len(self._epistemic_ids) else {}),
                 }
             ),
+            **self._ends(scores, completion_ids),
         }
         for side, values in (("teacher", scores.teacher_entropy), ("student", scores.student_entropy)):
             stats = summary(self.all_tokens(values[mask]))
             metrics[f"self_distill/{side}_entropy"] = stats["mean"]
             metrics[f"self_distill/{side}_entropy_median"] = stats["median"]
         return metrics
+
+    def _ends(self, scores: TokenScores, completion_ids: Tensor) -> dict[str, float]:
+        """For each end token: its share among the sampled ones, and how likely both sides found it there.
+
+        Only where it was sampled: the mass on an end token that was not would take the model's hidden states.
+        """
+        ends = scores.mask & torch.isin(completion_ids, torch.tensor(self._end_ids, device=completion_ids.device))
+        values = {}
+        for token in self._end_ids:
+            here = ends & (completion_ids == token)
+            values |= {
+                f"end_tokens/{token}_share": here[ends].float(),
+                f"end_tokens/{token}_student_logp": scores.student_logps[here],
+                f"end_tokens/{token}_teacher_logp": scores.teacher_logps[here],
+            }
+        return self.means(values)

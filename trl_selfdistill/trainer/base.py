@@ -113,22 +113,28 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     def _build(
         self, args: SelfDistillConfig, prompts: list[Any], context_builder: ContextBuilder | None, *, preloaded: bool
     ) -> None:
-        self._context_source = f"context={args.context!r}" if context_builder is None else "context_builder"
-        self.context_builder = context_builder or resolve_context(args.context)
-        # A processor's chat template need not be its tokenizer's.
-        chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
-        about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": self.model.config}
-        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, prompts, **about)
+        self.build_prompts(args, prompts, context_builder, self.model.config)
         self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
         names = self.reward_func_names
         self._correctness = make_correctness(args.correctness_reward, args.correctness_threshold, names)
         self._row_weight = make_row_weight(args.row_weight, assesses=self._assesses)
-        self._rewarded: tuple[list[Any], list[str], list[Rollout]] | None = None
-        self.feedback: Callable[[Rollout], str | None] = verdict
-        self.prepare_recording()
+        self._rewarded: tuple[list[Any], list[str], list[Rollout], list[int]] | None = None
+        self.prepare_recording(own_builder=context_builder is not None)
         self.add_callback(StopFinishedRun)
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(EMACallback(self.teacher))
+
+    def build_prompts(
+        self, args: SelfDistillConfig, prompts: list[Any], context_builder: ContextBuilder | None, model_config: Any
+    ) -> None:
+        """What the teacher's prompts are made with. No weights are needed."""
+        self._context_source = f"context={args.context!r}" if context_builder is None else "context_builder"
+        self.context_builder = context_builder or resolve_context(args.context)
+        # A processor's chat template need not be its tokenizer's.
+        chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
+        about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": model_config}
+        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, prompts, **about)
+        self.feedback: Callable[[Rollout], str | None] = verdict
 
     def set_up(self) -> None:
         """The end of construction, for what an algorithm keeps."""
@@ -174,11 +180,12 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         if not self._assesses:
             drop_rewards(self._metrics[self._mode])
         assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
-        (prompts, own_texts, rollouts), self._rewarded = self._rewarded, None
+        (prompts, own_texts, rollouts, own_lengths), self._rewarded = self._rewarded, None
         weights = self.row_weights(rollouts).to(batch["advantages"].device)
         lesson = Lesson(rollouts, self._views(batch, prompts, rollouts), weights)
         self._first_prompt.show(lesson.views, training=self._mode == "train")
         self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, lesson.views))
+        self.add_metrics(self.metric_log.lengths(own_lengths))
         return self.apply_teacher(batch, lesson)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -202,7 +209,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
             keeps_thinking=self.args.context_thinking == "keep",
         )
         own_texts = [completion_text(completion, tool_results=False) for completion in completions]
-        self._rewarded = (prompts, own_texts, make_rollouts(batch, setting))
+        lengths = [len(ids) for ids in completion_ids_list]
+        self._rewarded = (prompts, own_texts, make_rollouts(batch, setting), lengths)
         return rewards
 
     def _batch_seed(self) -> str:

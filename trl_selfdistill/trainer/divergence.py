@@ -29,6 +29,8 @@ class DivergenceTrainer(SelfDistillTrainer):
     """
 
     scores_old_policy = False
+    untaught = "training on nothing"
+    learns_from_rewards = False
 
     def check_policy(self) -> None:
         super().check_policy()

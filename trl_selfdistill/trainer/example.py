@@ -31,14 +31,14 @@ def example_prompts(trainer: SelfDistillTrainer) -> dict[str, str]:
     return texts
 
 
-def example_rollout(trainer: SelfDistillTrainer, row: Any) -> Rollout:
-    """A correct rollout of `row` in a group of correct ones, whose texts are placeholders."""
-    others = (PLACEHOLDER,) * max(1, trainer.num_generations - 1)
+def example_rollout(trainer: SelfDistillTrainer, row: Any, text: str = PLACEHOLDER) -> Rollout:
+    """A correct rollout of `row` in a group of correct ones, which all have the same `text`."""
+    others = (text,) * max(1, trainer.num_generations - 1)
     gold = trainer._data.gold.of(row)
     return Rollout(
         row=row,
         prompt=row["prompt"],
-        completion=PLACEHOLDER,
+        completion=text,
         correct=True,
         gold=gold,
         peers=others,

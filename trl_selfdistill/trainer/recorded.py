@@ -9,9 +9,11 @@ from trl_selfdistill.record.first_prompt import FirstPrompt
 from trl_selfdistill.record.history import FOLDER, append_history
 from trl_selfdistill.record.metrics import MetricLog
 from trl_selfdistill.record.signal_log import Part, SignalLog
+from trl_selfdistill.record.symptoms import Facts
 from trl_selfdistill.record.tables import CompletionColumns, report
 from trl_selfdistill.record.token_log import TokenLog, write_rows
 from trl_selfdistill.trainer.described import DescribedTrainer
+from trl_selfdistill.trainer.health_check import HealthCheck, no_context
 from trl_selfdistill.trainer.rollouts import Lesson
 from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 
@@ -19,19 +21,26 @@ from trl_selfdistill.trainer.sampler_check import DIFFERENCE, SamplerCheck
 class RecordedTrainer(DescribedTrainer):
     """Collects the scores of a batch of rollouts from its micro-batches, and logs them once. Abstract."""
 
+    untaught = "plain GRPO"
+    """What the algorithm is while no row has a teacher."""
+    learns_from_rewards = True
+    """Whether the rewards are in the loss."""
     args: SelfDistillConfig
     views: Any
     _tokenizer: Any
     _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
     _evaluation = "eval"  # the evaluation set whose rollouts are logged
 
-    def prepare_recording(self) -> None:
-        """To be called once the model and its tokenizer are there."""
-        self.metric_log = MetricLog(self.accelerator, self._tokenizer)
+    def prepare_recording(self, *, own_builder: bool) -> None:
+        """To be called once the model and its tokenizer are there. `own_builder`: the user gave a `context_builder`."""
+        self.metric_log = MetricLog(self.accelerator, self._tokenizer, self.eos_token_ids)
         self.token_log = TokenLog(self._tokenizer, self.args.log_token_signals or 0)
         self._columns = CompletionColumns(self.args.generation_batch_size or 0)
         self._weight = ""  # the name of the metric in the column `weight`
         self._sampler = SamplerCheck(self)
+        reason = no_context(self.args, own_builder=own_builder)
+        facts = Facts(self._name, self.untaught, reason, self.learns_from_rewards)
+        self._health = HealthCheck(self.args, self.accelerator, facts)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
 
@@ -70,6 +79,8 @@ class RecordedTrainer(DescribedTrainer):
         super().log(logs, start_time)
         if self.args.log_token_signals:
             self._record(logs)
+        if "loss" in logs:  # a line of the training; last, as it may stop the run
+            self._health.see(self.state.log_history)
 
     def _record(self, logs: dict[str, float]) -> None:
         """Write what was kept of the last batch, and the numbers of this log line. To be called by every process."""
