@@ -95,7 +95,7 @@ def tiny_task(args: argparse.Namespace) -> Task:
 def accuracy(task: Task, model: Any, *, seed: int) -> float:
     """Share of right answers to the held-out problems, two completions each, at temperature 1 as in training."""
     sampling = Sampling(n=2, max_tokens=task.settings["max_completion_length"], seed=seed, batch_size=64)
-    return evaluate(model, task.tokenizer, task.held_out, task.reward, sampling)["pass@1"].value
+    return evaluate(model, task.tokenizer, task.held_out.to_list(), task.reward, sampling)["pass@1"].value
 
 
 def main() -> None:

@@ -107,7 +107,6 @@ class SelfDistillConfig(TeacherConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.log_token_signals = recorded_completions(self.log_token_signals, published=self.push_to_hub)
         self.set_defaults()
         self.check()
 
@@ -121,3 +120,4 @@ class SelfDistillConfig(TeacherConfig):
 
     def set_defaults(self) -> None:
         """Fill in fields whose default depends on other fields."""
+        self.log_token_signals = recorded_completions(self.log_token_signals, published=self.push_to_hub)

@@ -83,6 +83,7 @@ class OPSDConfig(SelfDistillConfig):
         allow_one_rollout(self, super().__post_init__)
 
     def set_defaults(self) -> None:
+        super().set_defaults()
         self.opsd_entry_clip = None if self.opsd_entry_clip == math.inf else self.opsd_entry_clip
         self.opsd_token_clip = None if self.opsd_token_clip == math.inf else self.opsd_token_clip
         if self.chat_template_kwargs is None:

@@ -37,7 +37,7 @@ def draw_ratios(axis: Any, taught: dict[str, Any]) -> None:
     """Mean u of other tokens, and of epistemic ones where there are any."""
     words = {name: each.log_ratio_epistemic for name, each in taught.items()}
     several = any(not math.isnan(interval.value) for interval in words.values())
-    place: dict[str, float] = {"shift": -0.2, "height": 0.36} if several else {}
+    place: dict[str, Any] = {"shift": -0.2, "height": 0.36} if several else {}
     bars(axis, {name: each.log_ratio_other for name, each in taught.items()}, legend="other tokens", **place)
     if several:
         bars(axis, words, shift=0.2, height=0.36, color=EPISTEMIC, legend="epistemic tokens")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,8 +55,14 @@ def epistemic_mask(pieces: Sequence[str]) -> list[bool]:
     return [any(start < b and a < end for a, b in spans) for start, end in zip(starts, ends, strict=True)]
 
 
-def hidden_of(model: nn.Module, prompts: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """(b, T, H) hidden states from which the completions `ids` are predicted after `prompts`."""
+def padded_prompts(tokenizer: Any, device: torch.device, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts, (b, P) each, padded on the left."""
+    ids, mask = pad_left(tokenizer, prompts)
+    return ids.to(device), mask.to(device)
+
+
+def hidden_of(model: nn.Module, prompts: tuple[Tensor, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+    """(b, T, H) hidden states from which the completions `ids` are predicted after `prompts` (ids and mask)."""
     inner = causal_lm(model)
 
     def run(**inputs: Any) -> Any:
@@ -63,7 +70,7 @@ def hidden_of(model: nn.Module, prompts: Tensor, prompt_mask: Tensor, ids: Tenso
         out = inner.base_model(**inputs, **positions(inner, inputs["attention_mask"], width=width), use_cache=False)
         return out.last_hidden_state[:, -ids.size(1) - 1 : -1]
 
-    whole = {"input_ids": torch.cat([prompts, ids], 1), "attention_mask": torch.cat([prompt_mask, mask], 1)}
+    whole = {"input_ids": torch.cat([prompts[0], ids], 1), "attention_mask": torch.cat([prompts[1], mask], 1)}
     return inside_forward(model, inner, run, **whole)
 
 
@@ -112,7 +119,8 @@ def score_batch(
     device, inner = model.device, causal_lm(model)
     scorer = TokenScorer(model, inner, temperature)
     ids, mask = pad_right([completions[row] for row in rows], device)
-    own = hidden_of(model, *(t.to(device) for t in pad_left(tokenizer, [student[row] for row in rows])), ids, mask)
+    prompts_of = partial(padded_prompts, tokenizer, device)
+    own = hidden_of(model, prompts_of([student[row] for row in rows]), ids, mask)
     words = torch.zeros_like(mask, dtype=torch.bool)
     for place, row in enumerate(rows):
         flags = epistemic_mask([tokenizer.decode([token]) for token in completions[row]])
@@ -124,7 +132,7 @@ def score_batch(
             continue
         shown = [prompts[rows[place]] or [] for place in keep]
         chosen, valid = ids[keep], mask[keep].bool()
-        other = hidden_of(model, *(t.to(device) for t in pad_left(tokenizer, shown)), chosen, mask[keep])
+        other = hidden_of(model, prompts_of(shown), chosen, mask[keep])
         targets, row_ids = chosen[valid], torch.tensor(rows, device=device)[keep][:, None].expand_as(chosen)[valid]
         with output_head(inner) as head:
             s, student_entropy = scorer.score_hidden(own[keep][valid], targets, head)

@@ -7,6 +7,7 @@ problem are not independent of each other. So every interval is a bootstrap over
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def summarise(
     """
     groups = by_problem(samples)
     judged = assessed(groups)
-    options = {"seed": seed, "resamples": resamples}
+    options: Any = {"seed": seed, "resamples": resamples}
     found: dict[str, Interval] = {}
     for k in ks:
         values = [pass_at_k(len(group), sum(bool(s.correct) for s in group), k) for group in judged]
