@@ -30,7 +30,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "__init__": ({"*"}, set()),
     "__main__": ({"cli"}, set()),
 }
-PLAIN_PYTHON = ("context/rollout.py", "context/builders.py", "context/templates.py", "record/wording.py")
+PLAIN_PYTHON = (
+    "context/rollout.py",
+    "context/memory.py",
+    "context/builders.py",
+    "context/templates.py",
+    "record/wording.py",
+)
 
 
 def name_of(path: Path) -> str:
