@@ -14,6 +14,7 @@ SUMMARIES = {
 }
 TOOLS = {
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),
+    "controls": ("trl_selfdistill.cli.controls", "run an algorithm beside its controls; see `controls --help`"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
     "plan": ("trl_selfdistill.cli.plan", "memory and time of a run on paper, and the configuration to take"),
 }
