@@ -26,7 +26,7 @@ GUESSES = 3
 QUESTION = "Guess 1 to 7."
 # A call is three tokens: `<|guess|>4<|end|>`. Other tools are written out, as TRL checks that a template can.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m.get('content') or '') }}"
     "{% for call in m.get('tool_calls') or [] %}{% set f = call['function'] %}"
     "{% if f['name'] == 'guess' %}{{ '<|guess|>' ~ f['arguments'].get('number', '') }}"
     "{% else %}{{ f | tojson }}{% endif %}{% endfor %}{{ '<|end|>' }}{% endfor %}"

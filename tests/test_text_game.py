@@ -48,7 +48,7 @@ def test_warm_up_games_are_written_as_the_trainer_writes_them():
     messages = [{"role": "user", "content": text_game.QUESTION}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == f"<|user|>{text_game.QUESTION}<|end|><|assistant|>"
-    parsed = tokenizer.parse_response(tokenizer("<|guess|>4<|end|>")["input_ids"])
+    parsed = tokenizer.parse_response(tokenizer("<|guess|>4<|end|>")["input_ids"], prefix=text)
     assert parsed["tool_calls"] == [{"type": "function", "function": {"name": "guess", "arguments": {"number": "4"}}}]
 
 
@@ -74,6 +74,7 @@ def test_tool_results_are_neither_scored_nor_trained(context, tmp_path):
     tokenizer = build_game_tokenizer()
     model = build_model(tokenizer, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
     settings = {"per_device_train_batch_size": 14, "num_generations": 2, "max_steps": 2, "logging_steps": 1}
+    settings["shuffle_dataset"] = False  # all seven games in each batch
     made = make_trainer(model, tokenizer, context=context, output_dir=str(tmp_path), **settings)
     scripted_guesses(made, [4, 2], [6, 7])
     seen = watch_signals(made)
