@@ -2,8 +2,8 @@
 
 The game: guess a number from 1 to 7 in three guesses; the answer to a guess is "higher", "lower" or "yes". Who halves
 the range each time always wins. The policy of 0.4 million parameters is built on the spot: supervised steps on careless
-games, half of them with the number in the prompt, `[It was 4.]Guess 1 to 7.`. So alone it loses most games, and with a
-lesson of an earlier game it wins most of them: that is the teacher. The policy itself never sees a lesson.
+games, half of them with the number in the prompt, `[It was 4.]Guess 1 to 7.`, which is then guessed six times in seven.
+So alone it loses two games of three, and with a lesson of an earlier game it is the teacher. The policy never sees one.
 
     python examples/text_game.py
     python examples/text_game.py --algorithm antisd --context feedback
