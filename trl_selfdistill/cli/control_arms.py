@@ -44,7 +44,8 @@ def arms_of(command: str, arguments: Arguments, argv: Sequence[str]) -> list[Arm
 
 def reference(command: str, trainer_class: Any, arguments: Arguments, name: str, context: str) -> Arm:
     """The algorithm, whose teacher is shown the control `context`."""
-    args, arm = arguments.training, {"name": name, "command": command}
+    args = arguments.training
+    arm: Any = {"name": name, "command": command}
     if not trainer_class.views:
         return Arm(**arm, left_out=f"{command} asks no teacher")
     if trainer_class.contexts is not SelfDistillTrainer.contexts:
