@@ -8,6 +8,7 @@ model: good for tests and for watching an algorithm work.
 
 import math
 import random
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,7 @@ from trl_selfdistill.cli.sampling import Sampling
 
 PROBLEMS = list(product(range(10), range(10)))
 HINT_TEMPLATE = "[{context}]{prompt}"
+LabelledRow = Callable[[PreTrainedTokenizerFast, random.Random], tuple[list[int], list[int]]]
 _WRONG_BY = (-10, -3, -2, -1, 1, 2, 3, 10)
 _SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _CHAT_TEMPLATE = (
@@ -64,9 +66,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **override
 
 
 def supervised_steps(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps: int = 400, batch: int = 128, seed: int = 0
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int = 400,
+    batch: int = 128,
+    seed: int = 0,
+    labelled_row: LabelledRow | None = None,
 ) -> None:
-    """Teach the model sums with 65 % wrong labels, half of them with a hint in the prompt that is always the label."""
+    """Teach the model sums with 65 % wrong labels, half of them with a hint in the prompt that is always the label.
+
+    `labelled_row` draws other examples than sums: (token ids, labels that are -100 where nothing is learnt).
+    """
+    make_row = labelled_row or _labelled_row
     rng = random.Random(seed)
     peak = 5e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98))
@@ -74,7 +86,7 @@ def supervised_steps(
     for step in range(steps):
         warm, left = min(1.0, (step + 1) / 50), 0.55 + 0.45 * math.cos(math.pi * step / steps)
         optimizer.param_groups[0]["lr"] = peak * warm * left
-        rows = [_labelled_row(tokenizer, rng) for _ in range(batch)]
+        rows = [make_row(tokenizer, rng) for _ in range(batch)]
         ids, labels = _pad_right([r[0] for r in rows], 0), _pad_right([r[1] for r in rows], -100)
         loss = model(input_ids=ids, attention_mask=(_pad_right([[1] * len(r[0]) for r in rows], 0)), labels=labels).loss
         optimizer.zero_grad()

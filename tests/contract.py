@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import assert_same_state, build, distill_settings, settings, state_of, step_logs, watch_signals
+from helpers import assert_same_state, build, distill_settings, settings, state_of, step_logs, sums, watch_signals
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_selfdistill
@@ -58,9 +58,12 @@ def takes_plain_text(trainer: Any, model: Path, tokenizer: Any, folder: Path) ->
 
 
 def resumes_to_the_unbroken_run(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
-    common = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    """The checkpoint lies inside the second of three epochs, and each epoch has an order of its own."""
+    common: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    common["data"] = {"train_dataset": sums().select(range(4, 44, 10))}  # two prompts make a step
     whole = make(trainer, model, tokenizer, folder / "whole", **common)
     whole.train()
+    assert whole.state.epoch == 3.0
     resumed = make(trainer, model, tokenizer, folder / "resumed", **common)
     resumed.train(resume_from_checkpoint=str(folder / "whole/checkpoint-3"))
     assert_same_state(state_of(whole.model), state_of(resumed.model))

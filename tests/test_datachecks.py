@@ -297,7 +297,9 @@ def test_the_nearest_context_is_named():
 
 @pytest.mark.parametrize(("trainer", "config"), [(AntiSDTrainer, AntiSDConfig), (OPSDTrainer, OPSDConfig)])
 def test_a_self_sampling_environment_has_no_gold_solution(trainer, config, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"the environment makes the prompts.*context_builder.*feedback") as caught:
+    with pytest.raises(
+        ValueError, match=r"the environment makes the prompts.*'feedback'.*'memory'.*context_builder"
+    ) as caught:
         build(
             trainer,
             config(**settings(tmp_path)),

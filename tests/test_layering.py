@@ -38,6 +38,7 @@ PLAIN_PYTHON = (
     "context/templates.py",
     "record/wording.py",
     "record/health.py",
+    "context/memory.py",
 )
 
 

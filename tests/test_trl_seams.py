@@ -88,6 +88,7 @@ def test_attributes_and_batch_keys(model_dir, tokenizer, tmp_path):
         "chat_template",
         "chat_template_kwargs",
         "environment_factories",
+        "environments",
         "eos_token_ids",
         "num_generations",
         "num_generations_eval",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trl_selfdistill.algorithms.sdpo import SDPOConfig, SDPOTrainer
     from trl_selfdistill.config import SelfDistillConfig
     from trl_selfdistill.context.collator import PrivilegedContextCollator
+    from trl_selfdistill.context.memory import ContextMemory, LessonMemory
     from trl_selfdistill.context.rollout import Context, Rollout
     from trl_selfdistill.maths import EntropyGate
     from trl_selfdistill.ops import linear_divergence, linear_logps
@@ -27,7 +28,9 @@ __all__ = [
     "AntiSDConfig",
     "AntiSDTrainer",
     "Context",
+    "ContextMemory",
     "EntropyGate",
+    "LessonMemory",
     "OPSDConfig",
     "OPSDTrainer",
     "PowerOPDConfig",
@@ -58,6 +61,7 @@ _HOME = {
     "algorithms.sdpo": ("SDPOConfig", "SDPOTrainer"),
     "config": ("SelfDistillConfig",),
     "context.collator": ("PrivilegedContextCollator",),
+    "context.memory": ("ContextMemory", "LessonMemory"),
     "context.rollout": ("Context", "Rollout"),
     "maths": ("EntropyGate",),
     "ops": ("linear_divergence", "linear_logps"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from trl_selfdistill.context.builders import BUILTIN
+from trl_selfdistill.context.builders import NAMES
 from trl_selfdistill.settings import TEACHER_KINDS
 
 
@@ -20,14 +20,15 @@ class TeacherConfig(GRPOConfig):
         context (`str`, *optional*, defaults to `"gold"`):
             What the teacher sees: `"gold"` (the dataset's solution), `"peer"` (a correct rollout of the same group,
             never the rollout itself, drawn once per group), `"own_peer"` (drawn anew for each rollout),
-            `"peer_else_gold"`, `"majority"` (a rollout with the group's most frequent answer), the controls
+            `"peer_else_gold"`, `"majority"` (a rollout with the group's most frequent answer), `"feedback"` (what was
+            said of this very rollout), `"memory"` (lessons of earlier batches, see [`LessonMemory`]), the controls
             `"other_gold"` (the solution of another problem) and `"none"` (no privileged text), or the dotted path of a
             function `Rollout -> Context | str | None`.
         privileged_context_column (`str`, *optional*, defaults to `"privileged_context"`):
             Dataset column with the gold solution. `"solution"` is taken where the default column is absent.
         feedback_column (`str`, *optional*):
-            Dataset column with feedback for templates with `{feedback}`. `None`: what the reward or the `rollout_func`
-            said of the completion, else whether it was correct.
+            Dataset column with feedback for templates with `{feedback}`. `None`: what the reward, the `rollout_func`
+            or the environment said of the completion, else whether it was correct.
         teacher_template (`str`, *optional*):
             Text around the context, with one `{context}` and at most one `{prompt}` and one `{feedback}` (how the
             rollout fared). `None` is the algorithm's own.
@@ -58,7 +59,7 @@ class TeacherConfig(GRPOConfig):
 
     context: str = field(
         default="gold",
-        metadata={"help": f"What the teacher sees: one of {sorted(BUILTIN)}, or the dotted path of a function."},
+        metadata={"help": f"What the teacher sees: one of {NAMES}, or the dotted path of a function."},
     )
     privileged_context_column: str = field(
         default="privileged_context",

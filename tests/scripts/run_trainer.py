@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_selfdistill
 from trl_selfdistill.context.builders import resolve_context
+from trl_selfdistill.context.memory import LessonMemory
 from trl_selfdistill.teachers.ema import EMATeacher
 
 
@@ -142,16 +143,22 @@ def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
         contexts.append(None if context is None else context.text)
         return context
 
+    class RecordedMemory(LessonMemory):
+        def __call__(self, rollout: Any) -> Any:
+            context = super().__call__(rollout)
+            contexts.append(None if context is None else context.text)
+            return context
+
     rewarded = job["trainer"] != "OPSDTrainer" or config.opsd_policy_weight > 0
     trainer = trainer_class(
         model,
         lenient_reward if rewarded else None,
         config,
-        sums(),
+        sums().select(range(job.get("rows", 100))),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if job.get("lora") else None,
         rollout_func=scripted_rollouts if job.get("scripted") else None,
-        context_builder=recorded_builder,
+        context_builder=RecordedMemory(**job["memory"]) if "memory" in job else recorded_builder,
     )
     return trainer
 
@@ -173,6 +180,8 @@ def run(job: dict[str, Any]) -> None:
     weights = whole_weights(trainer)
     shadow = trainer.teacher.state() if isinstance(trainer.teacher, EMATeacher) else {}
     state = {"values": trainer.state_values(), **sharding(trainer)}
+    if trainer.memory is not None:
+        state["memory"] = trainer.memory.state_values()
     if job.get("evaluate"):
         state["eval_loss"] = trainer.evaluate(sums().select(range(8)))["eval_loss"]
     if rank == 0:

@@ -20,6 +20,7 @@ TOOLS = {
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),
     "eval": ("trl_selfdistill.cli.eval", "pass@1 and pass@k of a model on a dataset, lengths, epistemic words"),
     "diagnose": ("trl_selfdistill.cli.diagnose", "before training: what each context would teach this model"),
+    "controls": ("trl_selfdistill.cli.controls", "run an algorithm beside its controls; see `controls --help`"),
     "env": ("trl_selfdistill.cli.env", "print versions and devices, to paste into an issue"),
     "report": ("trl_selfdistill.cli.report", "an HTML file of what the teacher said; `report RUN_A RUN_B` compares"),
     "preview": ("trl_selfdistill.cli.preview", "show both sides' prompts of a few rows, and check them; no weights"),

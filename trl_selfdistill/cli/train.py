@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -76,8 +77,8 @@ def check_sharding(trainer: Any) -> None:
         )
 
 
-def train(trainer: Any, dataset_name: str | None) -> int:
-    """Train, save, and push where asked to. The exit status."""
+def train(trainer: Any, dataset_name: str | None, finish: Callable[[], None] | None = None) -> int:
+    """Train, save, and push where asked to. The exit status. `finish` is called at the end of a run that got there."""
     args, stop = trainer.args, StopOnInterrupt()
     trainer.add_callback(stop)
     resume: Any = args.resume_from_checkpoint  # a folder; "true" for the newest in output_dir
@@ -87,6 +88,8 @@ def train(trainer: Any, dataset_name: str | None) -> int:
         trainer.save_model(args.output_dir)
         if args.push_to_hub:
             trainer.push_to_hub(dataset_name=dataset_name)
+        if finish is not None:
+            finish()
     else:
         trainer.accelerator.print(how_to_go_on(args, stop.stopped_at), flush=True)
     trainer.accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ from typing import Any
 
 from trl_selfdistill.context.answers import final_answer, majority
 from trl_selfdistill.context.inputs import did_you_mean, takes_one
+from trl_selfdistill.context.memory import ContextMemory, LessonMemory
 from trl_selfdistill.context.rollout import Context, Rollout, conversation_text
 
 ContextBuilder = Callable[[Rollout], Context | str | list[dict[str, Any]] | None]
@@ -74,6 +75,14 @@ def majority_peer(rollout: Rollout) -> Context | None:
     return Context(agreeing[0], "majority") if agreeing else None
 
 
+def feedback(rollout: Rollout) -> Context | None:
+    """What the environment, the `rollout_func` or the reward said of this very rollout; hindsight, as in SDPO.
+
+    SDPO, https://huggingface.co/papers/2601.20802.
+    """
+    return None if rollout.feedback is None else Context(rollout.feedback, "feedback")
+
+
 BUILTIN: dict[str, ContextBuilder] = {
     "gold": gold,
     "peer": correct_peer,
@@ -81,9 +90,13 @@ BUILTIN: dict[str, ContextBuilder] = {
     "peer_else_gold": peer_else_gold,
     "peer_else_feedback": peer_else_feedback,
     "majority": majority_peer,
+    "feedback": feedback,
     "other_gold": other_gold,
     "none": no_text,
 }
+MEMORIES: dict[str, type[ContextMemory]] = {"memory": LessonMemory}
+"""Builders that remember: made anew for each trainer."""
+NAMES = sorted([*BUILTIN, *MEMORIES])
 NEEDS_GOLD = ("gold", "peer_else_gold", "other_gold")
 NEEDS_GROUP = ("peer", "own_peer", "majority")
 NEEDS_CORRECTNESS = ("peer", "own_peer", "peer_else_gold", "peer_else_feedback")
@@ -122,11 +135,13 @@ def verdict(rollout: Rollout) -> str:
 
 
 def resolve_context(name: str) -> ContextBuilder:
-    """The builder called `name`: one of `BUILTIN`, or the dotted path of a function.
+    """The builder called `name`: one of `NAMES`, or the dotted path of a function.
 
     Raises `ValueError` when nothing callable is found under that name.
     """
-    return BUILTIN[name] if name in BUILTIN else resolve_function(name, field="context", names=sorted(BUILTIN))
+    if name in MEMORIES:
+        return MEMORIES[name]()
+    return BUILTIN[name] if name in BUILTIN else resolve_function(name, field="context", names=NAMES)
 
 
 def resolve_function(

@@ -55,8 +55,8 @@ class Rollout:
     passed: bool | None = None
     """Whether the correctness reward was reached, finished or not; `None` says the same as `correct`."""
     feedback: str | None = None
-    """What the reward (`log_extra("feedback", ...)`) or the `rollout_func` (a field "feedback") said of this
-    completion, or the dataset column that `feedback_column` names."""
+    """What the reward (`log_extra("feedback", ...)`), the `rollout_func` (a field "feedback") or the environment (an
+    attribute `feedback`) said of this completion, or the dataset column that `feedback_column` names."""
     reward: float = 0.0
     """The weighted sum of all rewards, NaN where there is none."""
     rewards: Mapping[str, float | None] = field(default_factory=dict)
@@ -69,6 +69,9 @@ class Rollout:
     """Names the group in this run: the same in every process, and the same again after a restart."""
     index: int = 0
     """Place of the rollout in the global batch."""
+    shown: str | None = None
+    """The completion as the teachers of others are shown it: without its thinking part where
+    `context_thinking="remove"`. `None`: as it is."""
 
 
 def completion_text(completion: str | list[Message], *, tool_results: bool = True, thinking: bool = True) -> str:

@@ -31,6 +31,30 @@ def default_template(placement: str) -> str:
     return USER_TEMPLATE if placement == "user" else SYSTEM_TEMPLATE
 
 
+_TASK = {"user": "the task below", "system": "the task that follows"}
+_INTRODUCTIONS = {
+    "feedback": "This is what was said of your attempt at {task}:",
+    "memory": "This is what earlier attempts at {task} left behind, and not all of them were right:",
+}
+"""For contexts that are no solution, by name."""
+
+
+def templates_of(context: str, algorithm: dict[str, str]) -> dict[str, str]:
+    """The templates by placement for a context called `context`, given those of the `algorithm`, which may have none.
+
+    What is no solution is not called one. Where the algorithm shows its verdict of the rollout, that stays.
+    """
+    if context not in _INTRODUCTIONS:
+        return algorithm
+    told = "How your answer was assessed: {feedback}\n\n" if "{feedback}" in algorithm.get("system", "") else ""
+    blocks = {
+        placement: f"{_INTRODUCTIONS[context].replace('{task}', task)}\n\n{{context}}\n\n{told}"
+        "With this in mind, solve the task from the beginning, in your own words."
+        for placement, task in _TASK.items()
+    }
+    return {**blocks, "user": f"{blocks['user']}\n\n{{prompt}}"}
+
+
 def check_template(template: str, placement: str) -> None:
     """Raise `ValueError` unless `template` has what `placement` needs, and no placeholder that nobody fills."""
     check_placeholders(template)

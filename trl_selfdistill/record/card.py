@@ -30,9 +30,8 @@ def settings_of(args: Any, defaults: Mapping[str, Any], own: list[str]) -> list[
 
 def spelled(value: Any) -> str:
     """A value as one would write it: functions by their dotted name."""
-    if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return repr(value)
+    name = getattr(value, "__qualname__", None)  # objects that can be called have none
+    return repr(value) if name is None else f"{value.__module__}.{name}"
 
 
 def in_table(text: str) -> str:

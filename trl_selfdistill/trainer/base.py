@@ -26,7 +26,9 @@ from trl import GRPOConfig
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import ContextBuilder, as_context, resolve_context, verdict
 from trl_selfdistill.context.inputs import ask, takes_one
+from trl_selfdistill.context.memory import ContextMemory
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
+from trl_selfdistill.context.templates import templates_of
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
@@ -36,6 +38,7 @@ from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
 from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
+from trl_selfdistill.trainer.feedback import SilenceCheck, check_feedback, words_of
 from trl_selfdistill.trainer.recorded import RecordedTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
 
@@ -84,6 +87,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         args = configuration_of(self.config_class, args, model, self._name)
         check_sampler_precision(args, model, quantization_config)
         self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
+        check_feedback(args, reward_funcs, rollout_func, environment_factory, context_builder)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
         self._assesses = reward_funcs is given
         self._told: list[Any] = []
@@ -128,12 +132,16 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         self, args: SelfDistillConfig, prompts: list[Any], context_builder: ContextBuilder | None, model_config: Any
     ) -> None:
         """What the teacher's prompts are made with. No weights are needed."""
-        self._context_source = f"context={args.context!r}" if context_builder is None else "context_builder"
-        self.context_builder = context_builder or resolve_context(args.context)
+        self.own_builder, builder = context_builder, context_builder or resolve_context(args.context)
+        named = "" if context_builder else args.context
+        self._context_source = f"context={named!r}" if named else "context_builder"
+        self.context_builder, self.memory = builder, builder if isinstance(builder, ContextMemory) else None
+        self._silence = SilenceCheck(active=named == "feedback")
+        templates = templates_of("memory" if self.memory else named, self.templates)
         # A processor's chat template need not be its tokenizer's.
         chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
         about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": model_config}
-        self.collator = make_collator(args, self._tokenizer, self.templates, chat_template, prompts, **about)
+        self.collator = make_collator(args, self._tokenizer, templates, chat_template, prompts, **about)
         self.feedback: Callable[[Rollout], str | None] = verdict
 
     def set_up(self) -> None:
@@ -183,6 +191,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         (prompts, own_texts, rollouts, own_lengths), self._rewarded = self._rewarded, None
         weights = self.row_weights(rollouts).to(batch["advantages"].device)
         lesson = Lesson(rollouts, self._views(batch, prompts, rollouts), weights)
+        if self._mode == "train":
+            self.remember(rollouts)  # once the teacher's prompts are made: nobody sees a lesson of this batch
         self._first_prompt.show(lesson.views, training=self._mode == "train")
         self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, lesson.views))
         self.add_metrics(self.metric_log.lengths(own_lengths))
@@ -191,7 +201,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # The one place that sees rows, texts and the rewards of all processes. Consumed before the caller returns.
-        told = self._told or self._pending_extra_logs.get("feedback") or []
+        told = self._told or self._pending_extra_logs.get("feedback") or words_of(self.environments)
         golds = [self._data.gold.of(row) for row in inputs]
         batch = Batch(inputs, prompts, completions, completion_ids_list, golds, told, rewards)
         setting = Setting(
@@ -209,8 +219,9 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
             keeps_thinking=self.args.context_thinking == "keep",
         )
         own_texts = [completion_text(completion, tool_results=False) for completion in completions]
-        lengths = [len(ids) for ids in completion_ids_list]
-        self._rewarded = (prompts, own_texts, make_rollouts(batch, setting), lengths)
+        rollouts = make_rollouts(batch, setting)
+        self._silence.see(rollouts)
+        self._rewarded = (prompts, own_texts, rollouts, [len(ids) for ids in completion_ids_list])
         return rewards
 
     def _batch_seed(self) -> str:

@@ -96,10 +96,9 @@ def check_data(
     if train_dataset is None and environment is not None and checks.gold.needed_by is not None:
         raise ValueError(
             f"context={args.context!r} shows the teacher a gold solution, but without a train_dataset the environment "
-            "makes the prompts, and there is no solution beside them. Pass a context_builder that makes the context "
-            "from the rollout: from rollout.completion, which holds what the environment said, or from "
-            "rollout.feedback, which a reward function sets with log_extra('feedback', ...). Or use context='peer', a "
-            "correct rollout of the same prompt."
+            "makes the prompts, and there is no solution beside them. Use context='feedback', what the environment "
+            "said of the rollout; context='memory', lessons of earlier batches; context='peer', a correct rollout of "
+            "the same prompt; or pass a context_builder that makes the context from the rollout."
         )
     checks.add(train_dataset, eval_dataset)
     return checks

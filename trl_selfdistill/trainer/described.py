@@ -35,7 +35,8 @@ class DescribedTrainer(ResumableTrainer):
     equation = ""
     """The algorithm's equation in LaTeX, for the model card. A and u_t are explained there."""
     collator: Any
-    context_builder: Any
+    own_builder: Any
+    """The user's `context_builder`, in the place of `args.context`."""
     train_dataset: Any
     num_generations: int  # of a configuration that TRL has resolved
     num_generations_eval: int
@@ -87,8 +88,7 @@ class DescribedTrainer(ResumableTrainer):
 
     def _context(self) -> str:
         """The name of the context, or the function that a `context_builder` is."""
-        module = getattr(self.context_builder, "__module__", "")
-        return self.args.context if module.startswith("trl_selfdistill.") else spelled(self.context_builder)
+        return self.args.context if self.own_builder is None else spelled(self.own_builder)
 
     def _dataset(self, name: str | None) -> str | None:
         if name is not None:

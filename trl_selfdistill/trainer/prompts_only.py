@@ -11,7 +11,7 @@ from trl_selfdistill.context.encoding import cut_middle, encode, encode_literall
 from trl_selfdistill.context.rollout import Context
 from trl_selfdistill.trainer.base import SelfDistillTrainer
 from trl_selfdistill.trainer.datachecks import check_data, first_prompts
-from trl_selfdistill.trainer.example import PLACEHOLDER, example_rollout
+from trl_selfdistill.trainer.example import PLACEHOLDER, example_rollout, remembered
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def sides_of(trainer: Any, row: Any, completion: str | None) -> list[Sides]:
     prompt = row["prompt"]
     student = list(trainer._tokenize_prompts([prompt])[0][0])
     written = [*encode_literally(trainer._tokenizer, text, name="completion"), trainer._tokenizer.eos_token_id]
-    made, found = trainer.contexts(rollout), []
+    with remembered(trainer.memory, rollout):
+        made = trainer.contexts(rollout)
+    found = []
     for view in trainer.views:
         context = as_context(made.get(view), maker=trainer._context_source)
         feedback, length = trainer.feedback(rollout), len(written)

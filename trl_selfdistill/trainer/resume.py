@@ -2,13 +2,17 @@
 
 import uuid
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from trl_selfdistill.context.inputs import ask
+from trl_selfdistill.context.memory import ContextMemory
+from trl_selfdistill.context.rollout import Rollout
 from trl_selfdistill.teachers.base import Teacher
 from trl_selfdistill.teachers.ema import EMATeacher
 from trl_selfdistill.trainer.checkpoint import (
@@ -27,12 +31,19 @@ from trl_selfdistill.trainer.checkpoint import (
 from trl_selfdistill.trainer.lm_head import ExactLogpsTrainer
 
 logger = logging.get_logger(__name__)
+MEMORY = "context_memory"
+"""The key in a checkpoint under which a `ContextMemory` stands."""
 
 
 class ResumableTrainer(ExactLogpsTrainer):
-    """GRPO with state of its own in every checkpoint: an algorithm's values, a teacher's weights. Abstract."""
+    """GRPO with state of its own in every checkpoint: an algorithm's values, a context's memory, a teacher's weights.
+
+    Abstract.
+    """
 
     teacher: Teacher
+    memory: ContextMemory | None = None
+    """The context builder, where it is one that remembers."""
     run_id = ""
     """Tells this run from others in the same folder: made by `train()`, kept by a resumed run."""
 
@@ -43,20 +54,42 @@ class ResumableTrainer(ExactLogpsTrainer):
     def load_state_values(self, values: dict[str, Any]) -> None:
         """Take back what `state_values` gave."""
 
+    def remember(self, rollouts: Sequence[Rollout]) -> None:
+        """Have the memory learn from a training batch: from the rollouts of all processes, in global order."""
+        if self.memory is not None:
+            lessons = [ask(self.memory.lesson, rollout, field="lesson") for rollout in rollouts]
+            self.memory.learn(gather_object(lessons))
+
+    def _values(self) -> dict[str, Any]:
+        memory = {} if self.memory is None else {MEMORY: self.memory.state_values()}
+        return {**self.state_values(), **memory}
+
+    def _load_values(self, values: dict[str, Any], checkpoint: str) -> None:
+        remembered = values.pop(MEMORY, None)
+        self.load_state_values(values)
+        if self.memory is None:
+            return
+        if remembered is None:
+            raise ValueError(
+                f"{checkpoint} holds no memory: it was written with another context. Resume with that context, or "
+                "start a new run from its weights (model=...) without resume_from_checkpoint."
+            )
+        self.memory.load_state_values(remembered)
+
     def _save_checkpoint(self, model, trial):
         tensors = self.teacher.state() if isinstance(self.teacher, EMATeacher) else {}  # gathered by all processes
         if self.args.should_save:
             folder = checkpoint_folder(self._get_output_dir(trial=trial), self.state.global_step)
-            write_state(folder, self._name, self.state_values(), tensors, run=self.run_id)
+            write_state(folder, self._name, self._values(), tensors, run=self.run_id)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         has_tensors = isinstance(self.teacher, EMATeacher)
-        if checkpoint is None or not (has_tensors or self.state_values() or has_state(Path(checkpoint))):
+        if checkpoint is None or not (has_tensors or self._values() or has_state(Path(checkpoint))):
             return
         values, tensors = read_state(Path(checkpoint), self._name, tensors=has_tensors)
-        self.load_state_values(values)
+        self._load_values(values, checkpoint)
         if isinstance(self.teacher, EMATeacher):
             self.teacher.load_state(tensors)
 

@@ -1,5 +1,6 @@
 """From what TRL knows of a batch to its `Rollout`s, and what the batch is taught with."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Batch:
     completion_ids: Sequence[list[int]]
     golds: Sequence[str | None]
     told: Sequence[str | None]
-    """What the reward or the `rollout_func` said of the completions."""
+    """What the reward, the `rollout_func` or the environment said of the completions."""
     rewards: Float[Tensor, "N F"]
     """Of all processes, in global order."""
 
@@ -136,12 +137,13 @@ def make_rollouts(batch: Batch, setting: Setting) -> list[Rollout]:
                 finished=outcome.finished,
                 passed=outcome.passed,
                 feedback=feedback[i],
-                reward=totals[index],
+                reward=totals[index] if setting.assesses else math.nan,  # a stand-in's zeros are no reward
                 rewards=by_name[index],
                 prompt=batch.prompts[i],
                 step=setting.step,
                 seed=group.seed,
                 index=index,
+                shown=outcome.text,
             )
         )
     return rollouts
@@ -170,7 +172,7 @@ def feedback_of(rows: Sequence[Any], column: str | None, told: Sequence[Any]) ->
     if any(column not in row for row in rows):
         raise ValueError(
             f"feedback_column={column!r} is not a column of the dataset, which has {sorted(rows[0])}. Name another "
-            "one, or None for what the reward or the rollout_func says of each completion."
+            "one, or None for what the reward, the rollout_func or the environment says of each completion."
         )
     return [row[column] for row in rows]
 

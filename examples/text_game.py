@@ -1,0 +1,200 @@
+"""A text game as a TRL environment, and a policy that learns to play it from what earlier games left behind.
+
+The game: guess a number from 1 to 7 in three guesses; the answer to a guess is "higher", "lower" or "yes". Who halves
+the range each time always wins. The policy of 0.4 million parameters is built on the spot: supervised steps on careless
+games, half of them with the number in the prompt, `[It was 4.]Guess 1 to 7.`, which is then guessed six times in seven.
+So alone it loses two games of three, and with a lesson of an earlier game it is the teacher. The policy never sees one.
+
+    python examples/text_game.py
+    python examples/text_game.py --algorithm antisd --context feedback
+"""
+
+import argparse
+import random
+import time
+from typing import Any
+
+from datasets import Dataset
+from tiny_policy import HINT_TEMPLATE, build_model, build_tokenizer, supervised_steps
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from trl_selfdistill import AntiSDConfig, AntiSDTrainer, LessonMemory, RLRTConfig, RLRTTrainer, Rollout
+
+NUMBERS = range(1, 8)
+GUESSES = 3
+QUESTION = "Guess 1 to 7."
+# A call is three tokens: `<|guess|>4<|end|>`. Other tools are written out, as TRL checks that a template can.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m.get('content') or '') }}"
+    "{% for call in m.get('tool_calls') or [] %}{% set f = call['function'] %}"
+    "{% if f['name'] == 'guess' %}{{ '<|guess|>' ~ f['arguments'].get('number', '') }}"
+    "{% else %}{{ f | tojson }}{% endif %}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "tool_calls": {
+            "open": "<|guess|>",
+            "close_pattern": r"<\|end\|>",
+            "repeats": True,
+            "content": "text",
+            "transform": {"type": "function", "function": {"name": "guess", "arguments": {"number": "{content}"}}},
+        },
+        "content": {"close_pattern": r"<\|end\|>", "content": "text"},
+    },
+}
+
+
+class GuessingGame:
+    """Guess a number. Public methods but `reset` and `get_reward` are tools; `feedback` is none, as a property."""
+
+    def reset(self, secret: int, **row: Any) -> None:
+        self.secret, self.left, self.found = secret, GUESSES, False
+
+    def guess(self, number: str) -> str:
+        """Guess the number.
+
+        Args:
+            number: A number from 1 to 7.
+        """
+        if self.found or not self.left:
+            return "over"
+        self.left -= 1
+        if not number.isdecimal():
+            return "what"
+        self.found = int(number) == self.secret
+        return "yes" if self.found else answer(int(number), self.secret)
+
+    @property
+    def feedback(self) -> str | None:
+        """What is said of a game once it is over: read after it, never shown to the policy."""
+        return f"It was {self.secret}." if self.found or not self.left else None
+
+    def get_reward(self) -> float:
+        return float(self.found)
+
+
+def answer(number: int, secret: int) -> str:
+    return "higher" if number < secret else "lower"
+
+
+def lesson(rollout: Rollout) -> str | None:
+    """What a game leaves behind for the next one with the same number."""
+    return rollout.feedback
+
+
+def games(*, repeat: int = 1) -> Dataset:
+    """A row for each number. The name of a game tells it apart from others; the prompt does not."""
+    prompt = [{"role": "user", "content": QUESTION}]
+    return Dataset.from_list([{"prompt": prompt, "game": f"game {n}", "secret": n} for n in NUMBERS] * repeat)
+
+
+def build_game_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ("<|tool|>", "<|guess|>")])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.response_template = RESPONSE_TEMPLATE
+    return tokenizer
+
+
+def careless_game(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
+    """(token ids, labels) of a game in which answers are heeded one time in three, and a lesson six times in seven."""
+    secret, knows = rng.choice(NUMBERS), rng.random() < 0.5
+    question = f"[It was {secret}.]{QUESTION}" if knows else QUESTION
+    ids = tokenizer(f"<|user|>{question}<|end|><|assistant|>")["input_ids"]
+    labels, possible = [-100] * len(ids), set(NUMBERS)
+
+    def add(text: str, *, learnt: bool) -> None:
+        new = tokenizer(text)["input_ids"]
+        ids.extend(new)
+        labels.extend(new if learnt else [-100] * len(new))
+
+    for _ in range(GUESSES):
+        number = rng.choice(sorted(possible) if rng.random() < 1 / 3 else NUMBERS)
+        if knows and rng.random() < 6 / 7:
+            number = secret
+        add(f"<|guess|>{number}<|end|>", learnt=True)
+        told = "yes" if number == secret else answer(number, secret)
+        add(f"<|tool|>{told}<|end|><|assistant|>", learnt=False)
+        if told == "yes":
+            break
+        possible = {n for n in possible if n != number and answer(number, n) == told} or possible
+    add("ok<|end|>", learnt=True)
+    return ids, labels
+
+
+def game_policy(*, steps: int = 300, seed: int = 0) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The careless policy and its tokenizer."""
+    tokenizer = build_game_tokenizer()
+    model = build_model(tokenizer, seed=seed)
+    supervised_steps(model, tokenizer, steps=steps, batch=48, seed=seed, labelled_row=careless_game)
+    return model, tokenizer
+
+
+TRAINERS: dict[str, tuple[Any, Any]] = {"rlrt": (RLRTTrainer, RLRTConfig), "antisd": (AntiSDTrainer, AntiSDConfig)}
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, *, algorithm: str = "rlrt", context: str = "memory", **settings: Any
+) -> Any:
+    """The trainer of the example. `settings` are fields of the configuration."""
+    trainer_class, config_class = TRAINERS[algorithm]
+    common = {
+        "output_dir": "outputs/text_game",
+        "teacher_template": HINT_TEMPLATE,
+        "per_device_train_batch_size": 56,  # each of the 7 games 8 times
+        "per_device_eval_batch_size": 112,
+        "num_generations": 8,
+        "max_completion_length": 48,
+        "max_tool_calling_iterations": GUESSES,
+        "learning_rate": 5e-4,
+        "lr_scheduler_type": "constant",
+        "max_steps": 100,
+        "logging_steps": 10,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    # The tasks are told apart by their name: all prompts are the same.
+    memory = LessonMemory(task="game", write=lesson) if context == "memory" else None
+    named = {} if memory else {"context": context}
+    return trainer_class(
+        model,
+        args=config_class(**{**common, **named, **settings}),
+        train_dataset=games(repeat=20),
+        eval_dataset=games(repeat=4),
+        processing_class=tokenizer,
+        environment_factory=GuessingGame,
+        context_builder=memory,
+    )
+
+
+def success(trainer: Any) -> float:
+    """The share of games that the policy wins alone, over 28 rows with 8 games each."""
+    return trainer.evaluate()["eval_reward"]
+
+
+def main(algorithm: str = "rlrt", context: str = "memory", steps: int = 100) -> tuple[float, float]:
+    """Train; the share of games that are won before and after."""
+    start = time.monotonic()
+    model, tokenizer = game_policy()
+    print(f"built the careless policy in {time.monotonic() - start:.0f} s")
+    trainer = make_trainer(model, tokenizer, algorithm=algorithm, context=context, max_steps=steps)
+    before = success(trainer)
+    trainer.train()
+    return before, success(trainer)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Learn a guessing game from lessons of earlier games.")
+    parser.add_argument("--algorithm", choices=sorted(TRAINERS), default="rlrt")
+    parser.add_argument("--context", choices=["memory", "feedback", "peer"], default="memory")
+    parser.add_argument("--steps", type=int, default=100)
+    won = main(**vars(parser.parse_args()))
+    print(f"games won: {won[0]:.0%} before, {won[1]:.0%} after")

@@ -1,0 +1,104 @@
+"""Which runs an algorithm is compared with, and why some of them are left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import trl_selfdistill
+from trl_selfdistill.cli.arguments import Arguments, field_names, parse, read_command_line
+from trl_selfdistill.cli.commands import ALGORITHMS
+from trl_selfdistill.cli.errors import UserError
+from trl_selfdistill.trainer import SelfDistillTrainer
+
+METHOD, NO_REFERENCE, WRONG_REFERENCE = "method", "no_reference", "wrong_reference"
+NO_TEACHER, GRPO = "no_teacher", "grpo"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One run of a comparison, once for each seed."""
+
+    name: str
+    command: str
+    """The algorithm."""
+    changes: dict[str, str] = field(default_factory=dict)
+    """Settings that are not the recipe's."""
+    left_out: str = ""
+    """Why it is not run; blank where it is."""
+
+    @property
+    def options(self) -> list[str]:
+        return [text for name, value in self.changes.items() for text in (f"--{name}", value)]
+
+
+def arms_of(command: str, arguments: Arguments, argv: Sequence[str]) -> list[Arm]:
+    """The arms of the algorithm `command`, whose settings are `arguments`, read from the command line `argv`."""
+    trainer_class: Any = getattr(trl_selfdistill, ALGORITHMS[command])
+    references = [
+        reference(command, trainer_class, arguments, name, context)
+        for name, context in ((NO_REFERENCE, "none"), (WRONG_REFERENCE, "other_gold"))
+    ]
+    arms = [Arm(METHOD, command), *references, without_teacher(command), as_grpo(command, trainer_class)]
+    return [checked(arm, trainer_class, argv) for arm in arms]
+
+
+def reference(command: str, trainer_class: Any, arguments: Arguments, name: str, context: str) -> Arm:
+    """The algorithm, whose teacher is shown the control `context`."""
+    args = arguments.training
+    arm: Any = {"name": name, "command": command}
+    if not trainer_class.views:
+        return Arm(**arm, left_out=f"{command} asks no teacher")
+    if trainer_class.contexts is not SelfDistillTrainer.contexts:
+        return Arm(**arm, left_out=f"{command} chooses what its teachers see; the setting `context` is not read")
+    if args.context == context:
+        return Arm(**arm, left_out=f"context={context!r} is the recipe's own")
+    same_prompt = args.teacher_chat_template_kwargs in (None, args.chat_template_kwargs)
+    if context == "none" and args.teacher_model_kind == "live" and same_prompt:
+        return Arm(
+            **arm,
+            left_out="without a reference, a teacher with the live weights and the student's chat-template arguments "
+            "is the student: u = 0. It is a control with teacher_model_kind 'base' or 'ema', or with "
+            "teacher_chat_template_kwargs",
+        )
+    return Arm(**arm, changes={"context": context})
+
+
+def without_teacher(command: str) -> Arm:
+    """An exported algorithm that asks no teacher."""
+    trainers = {name: getattr(trl_selfdistill, trainer) for name, trainer in ALGORITHMS.items()}
+    found = [name for name, trainer in sorted(trainers.items()) if trainer.views == () and name != command]
+    if not found:
+        return Arm(NO_TEACHER, command, left_out="the package exports no algorithm without a teacher to compare with")
+    return Arm(NO_TEACHER, found[0])
+
+
+def as_grpo(command: str, trainer_class: Any) -> Arm:
+    """The algorithm with all its strengths at 0, which is GRPO: tests hold it to that."""
+    strengths = [f.name for f in fields(trainer_class.config_class) if f.name.endswith("_strength")]
+    if not strengths:
+        return Arm(GRPO, command, left_out=f"{command} has no strength that could be 0: it is not GRPO with a term")
+    return Arm(GRPO, command, changes={**dict.fromkeys(strengths, "0"), "row_weight": "none"})
+
+
+def checked(arm: Arm, trainer_class: Any, argv: Sequence[str]) -> Arm:
+    """`arm`, left out where its settings cannot be. The method itself must be: it was read already."""
+    if arm.left_out or not arm.changes:
+        return arm
+    config_class = trainer_class.config_class
+    try:
+        parse(read_command_line([*argv, *arm.options], config_class), config_class)
+    except UserError as error:
+        return Arm(arm.name, arm.command, left_out=" ".join(str(error).split()))
+    return arm
+
+
+def adapted(recipe: dict[str, Any], options: Sequence[str], *, method: str, arm: str) -> tuple[dict[str, Any], list]:
+    """(recipe, options) without the settings that the algorithm `method` has and `arm` does not."""
+    own, others = (field_names(getattr(trl_selfdistill, ALGORITHMS[name]).config_class) for name in (method, arm))
+    gone, kept, keep = own - others, [], True
+    for text in options:
+        if text.startswith("--"):
+            keep = text.removeprefix("--").partition("=")[0].replace("-", "_") not in gone
+        if keep:
+            kept.append(text)
+    return {key: value for key, value in recipe.items() if key not in gone}, kept
