@@ -16,7 +16,10 @@ import trl_selfdistill
 from trl_selfdistill.trainer import DivergenceTrainer
 
 # What an algorithm needs to be seen at work in six steps. Most need nothing.
-SETTINGS: dict[str, dict[str, Any]] = {"AntiSDTrainer": {"antisd_warmup": 2, "context": "gold"}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "AntiSDTrainer": {"antisd_warmup": 2, "context": "gold"},
+    "RLCSDTrainer": {"rlcsd_temperature": 0.5},  # the default of 0.02 multiplies the rounding of float32 by 25
+}
 
 
 def trainers() -> dict[str, type]:
@@ -59,7 +62,12 @@ def takes_plain_text(trainer: Any, model: Path, tokenizer: Any, folder: Path) ->
 
 def resumes_to_the_unbroken_run(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
     """The checkpoint lies inside the second of three epochs, and each epoch has an order of its own."""
-    common: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    common: dict[str, Any] = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "lr_scheduler_type": "constant",
+    }
     common["data"] = {"train_dataset": sums().select(range(4, 44, 10))}  # two prompts make a step
     whole = make(trainer, model, tokenizer, folder / "whole", **common)
     whole.train()

@@ -46,6 +46,8 @@ def hub(tmp_path, monkeypatch):
     rows = Dataset.from_list([dict(row) for row in sums()][:16])
     (tmp_path / "trl-lib/DeepMath-103K").mkdir(parents=True)
     rows.to_json("trl-lib/DeepMath-103K/train.jsonl")
+    (tmp_path / "eval/qwen3-0.6b").mkdir(parents=True)  # as `trl-selfdistill eval` leaves it
+    (tmp_path / "eval/qwen3-0.6b/results.json").write_text('{"log_entry": {"eval_pass@1": 0.5, "step": 0}}')
     resolve = GRPOConfig.__post_init__
 
     def on_a_cpu(self):

@@ -21,16 +21,6 @@ TOLERANCE = 0.02
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
-@pytest.fixture(autouse=True)
-def weights_as_on_a_gpu(monkeypatch):
-    """Keep bitsandbytes from packing the weights anew at the first forward in evaluation mode.
-
-    It does so on CPUs with AVX512-BF16 only, and from then on it computes in bfloat16, and without a gradient.
-    """
-    if importlib.util.find_spec("bitsandbytes") is not None:
-        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A policy that says sums, in widths that the 4-bit kernel for CPUs can do (multiples of 64), and the sums."""
@@ -110,7 +100,9 @@ def logps(trainer: Any, prompt: torch.Tensor, prompt_mask: torch.Tensor, batch: 
 @pytest.mark.parametrize("trainer", contract.trainers().values(), ids=contract.trainers())
 @pytest.mark.parametrize("kind", ["live", "base", "ema"])
 def test_u_is_that_of_the_right_teacher(kind, trainer, folder, tmp_path):
-    made = from_recipe(trainer, folder, tmp_path, teacher_model_kind=kind, teacher_update_rate=RATE)
+    made = from_recipe(
+        trainer, folder, tmp_path, teacher_model_kind=kind, teacher_update_rate=RATE, teacher_sync_steps=1
+    )
     layer = made.model.base_model.model.model.layers[0].mlp.up_proj.base_layer
     assert (type(layer).__name__, layer.weight.quant_type) == ("Linear4bit", "nf4")
     start = {name: tensor.clone() for name, tensor in made.model.named_parameters() if not tensor.requires_grad}
@@ -126,7 +118,10 @@ def test_u_is_that_of_the_right_teacher(kind, trainer, folder, tmp_path):
         assert shadow.keys() == average[-1].keys()
         for name, tensor in shadow.items():
             torch.testing.assert_close(tensor.double(), average[-1][name], atol=1e-6, rtol=1e-6)
-    for step, batch in enumerate(seen):
+    taught = [step for step, batch in enumerate(seen) if batch.scores.mask.any()]  # a group may have no wrong rollout
+    assert len(taught) >= 2
+    for step in taught:
+        batch = seen[step]
         given = {
             "live": adapters.seen[step],
             "base": {name: torch.zeros_like(tensor) for name, tensor in adapters.seen[step].items()},
@@ -136,13 +131,13 @@ def test_u_is_that_of_the_right_teacher(kind, trainer, folder, tmp_path):
         mask = batch.scores.mask
         found = {name: (u - batch.scores.log_ratio)[mask].abs().max().item() for name, u in ratios.items()}
         assert found[kind] < TOLERANCE, (step, found)
-        if step == len(seen) - 1:
+        if step == taught[-1]:
             assert min(value for name, value in found.items() if name != kind) > 5 * TOLERANCE, found
 
 
 def ratios_under(trainer: Any, teachers: dict[str, Any], student: Any, batch: Any) -> dict[str, torch.Tensor]:
     """u of each teacher, given the adapters that each would score with."""
-    (view,) = batch.views.values()
+    view = next(iter(batch.views.values()))  # u is taken to the first one
     set_peft_model_state_dict(trainer.model, student)
     own = logps(trainer, batch.prompt_ids, batch.prompt_mask, batch)
     ratios = {}

@@ -4,9 +4,11 @@ import inspect
 import os
 from importlib.metadata import version
 
+import torch
 import trl
 from helpers import build, settings
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from trl_selfdistill._compat import check_trl
 
@@ -167,3 +169,12 @@ def test_the_loss_reads_the_advantages_after_it_asked_for_log_probs(model_dir, t
     trainer._compute_loss(trainer.model, Watched(batch))
     assert order.count("log-probs") == 1
     assert order.index("log-probs") < order.index("advantages")
+
+
+def test_the_order_of_the_prompts_comes_from_a_generator_that_draws_it_once_an_epoch():
+    """`trainer/epochs.py` draws the orders that a resumed run has behind it."""
+    sampler, twin = (RepeatSampler(range(9), 1, batch_size=3, seed=7) for _ in range(2))
+    first, second = list(sampler), list(sampler)
+    assert first != second
+    torch.randperm(twin.num_samples, generator=twin.generator)
+    assert list(twin) == second

@@ -38,7 +38,9 @@ from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
 from trl_selfdistill.trainer.datachecks import check_data, first_prompts
 from trl_selfdistill.trainer.definition import check_definition
+from trl_selfdistill.trainer.epochs import DrawPassedEpochs
 from trl_selfdistill.trainer.feedback import SilenceCheck, check_feedback, words_of
+from trl_selfdistill.trainer.quantized import keep_gradients
 from trl_selfdistill.trainer.recorded import RecordedTrainer
 from trl_selfdistill.trainer.rollouts import Batch, Lesson, Setting, View, drop_rewards, make_rollouts, remembering
 
@@ -108,6 +110,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
             rollout_func=remembering(rollout_func, self._told),
             environment_factory=environment_factory,
         )
+        keep_gradients(self.model)
         self.check_policy()
         self.prepare_scoring()
         self._build(args, first_prompts(self.train_dataset, eval_dataset), context_builder, preloaded=preloaded)
@@ -124,6 +127,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         self._row_weight = make_row_weight(args.row_weight, assesses=self._assesses)
         self._rewarded: tuple[list[Any], list[str], list[Rollout], list[int]] | None = None
         self.prepare_recording(own_builder=context_builder is not None)
+        self.epochs = DrawPassedEpochs()
+        self.add_callback(self.epochs)
         self.add_callback(StopFinishedRun)
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(EMACallback(self.teacher))

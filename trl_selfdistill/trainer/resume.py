@@ -28,6 +28,7 @@ from trl_selfdistill.trainer.checkpoint import (
     write_run,
     write_state,
 )
+from trl_selfdistill.trainer.epochs import DrawPassedEpochs
 from trl_selfdistill.trainer.lm_head import ExactLogpsTrainer
 
 logger = logging.get_logger(__name__)
@@ -44,6 +45,7 @@ class ResumableTrainer(ExactLogpsTrainer):
     teacher: Teacher
     memory: ContextMemory | None = None
     """The context builder, where it is one that remembers."""
+    epochs: DrawPassedEpochs
     run_id = ""
     """Tells this run from others in the same folder: made by `train()`, kept by a resumed run."""
 
@@ -92,6 +94,10 @@ class ResumableTrainer(ExactLogpsTrainer):
         self._load_values(values, checkpoint)
         if isinstance(self.teacher, EMATeacher):
             self.teacher.load_state(tensors)
+
+    def _get_train_sampler(self, dataset=None):
+        self.epochs.sampler = super()._get_train_sampler(dataset)
+        return self.epochs.sampler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         folder = Path(self.args.output_dir or ".")
