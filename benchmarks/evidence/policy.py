@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tiny_policy import build_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -85,15 +86,16 @@ def padded(rows: list[list[int]], value: int) -> torch.Tensor:
 def policy_folder(task: Task, cache: Path, **settings: Any) -> Path:
     """The folder of the warmed-up policy of this world, made where it is missing."""
     folder = cache / f"{task.name}-{task.seed}"
-    if not folder.exists():
-        tokenizer = build_tokenizer()
-        model = build_model(tokenizer, seed=task.seed, **SHAPE)
-        supervised_steps(model, tokenizer, task, **settings)
-        unfinished = cache / f"{folder.name}-unfinished"
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        (unfinished / "warm_up.json").write_text(json.dumps({**WARM_UP, **settings}))
-        shutil.move(unfinished, folder)
+    with FileLock(f"{folder}.lock"):  # another process may be making it
+        if not folder.exists():
+            tokenizer = build_tokenizer()
+            model = build_model(tokenizer, seed=task.seed, **SHAPE)
+            supervised_steps(model, tokenizer, task, **settings)
+            unfinished = cache / f"{folder.name}-unfinished"
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            (unfinished / "warm_up.json").write_text(json.dumps({**WARM_UP, **settings}))
+            shutil.move(unfinished, folder)
     return folder
 
 
