@@ -11,8 +11,8 @@ DEEPSPEED := deepspeed==0.19.8
 EVIDENCE := PYTHONPATH=benchmarks:examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m evidence
 SMOKE := build/evidence
 
-.PHONY: demo test check fast lint types test-trl test-apart test-triton test-deepspeed test-wheel check-publish bench evidence evidence-smoke docs \
-  clean
+.PHONY: demo test check fast lint types test-trl test-apart test-triton test-deepspeed test-wheel \
+  check-publish bench evidence evidence-smoke docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
