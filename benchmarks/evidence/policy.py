@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3For
 from evidence.task import HINT_TEMPLATE, Task
 
 SHAPE = {"num_hidden_layers": 3, "hidden_size": 128, "head_dim": 32, "intermediate_size": 288}
-WARM_UP = {"steps": 800, "batch": 160, "hinted": 0.3, "peak": 4e-3}
+WARM_UP = {"steps": 600, "batch": 96, "hinted": 0.3, "peak": 4e-3}
 _NUMBERS = 100
 
 

@@ -50,8 +50,8 @@ def one_run(run: Run, out: Path) -> str:
 def runnable(runs: list[Run]) -> list[Run]:
     """Without the methods whose trainers are not there, which are named."""
     absent = missing(sorted({run["method"] for run in runs}))
-    for name, why in absent.items():
-        print(f"skipped: {name} ({why})")
+    for name, trainer in absent.items():
+        print(f"skipped: {name} (trl_selfdistill has no {trainer})")
     return [run for run in runs if run["method"] not in absent]
 
 
