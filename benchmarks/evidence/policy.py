@@ -1,4 +1,4 @@
-"""The policy before reinforcement learning: a language model of half a million parameters, made in a minute.
+"""The policy before reinforcement learning: a language model of half a million parameters, made in 72 CPU seconds.
 
 It is taught two things. Without a hint: the task's plain labels, right or wrong. With a right completion as a hint,
 `[ 8 5 13 ... ] 3 8 5 9 =`: right completions. That is the position of a self-distillation teacher. Hints are of
