@@ -83,7 +83,8 @@ def make_all(runs: list[Run], out: Path, *, jobs: int, deadline: float) -> int:
         going: dict[Future[str], Run] = {}
         while queue or going:
             while queue and len(going) < jobs and time.monotonic() < deadline:
-                going[pool.submit(one_run, queue[0], out)] = queue.pop(0)
+                run = queue.pop(0)
+                going[pool.submit(one_run, run, out)] = run
             if not going:
                 print(f"out of time: {len(queue)} runs are left")
                 break
