@@ -101,8 +101,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--parts", nargs="+", help="only these parts of the plan")
-    parser.add_argument("--methods", nargs="+", help="only these methods")
+    for name in ("part", "task", "method"):
+        parser.add_argument(f"--{name}s", dest=name, nargs="+", help=f"only these {name}s of the plan")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     return parser.parse_args(given)
 
@@ -111,7 +111,8 @@ def main(given: list[str] | None = None) -> None:
     a = arguments(given)
     (a.out / "policies").mkdir(parents=True, exist_ok=True)
     plan = json.loads(a.plan.read_text())
-    wanted = [r for r in plan if r["part"] in (a.parts or [r["part"]]) and r["method"] in (a.methods or [r["method"]])]
+    named = {name: getattr(a, name) for name in ("part", "task", "method")}
+    wanted = [run for run in plan if all(names is None or run[k] in names for k, names in named.items())]
     wanted, failed, deadline = runnable(wanted), 0, time.monotonic() + 60 * a.minutes
     for phase in phases(wanted):
         left = [run for run in with_rates(phase, plan, a.out) if not (a.out / f"{run['id']}.json").exists()]
