@@ -108,9 +108,11 @@ def pilot_table(results: dict[str, Result]) -> str:
     rows = []
     for name, runs in sorted(analysis.grouped(results, "pilot", "routes").items()):
         for run in sorted(runs, key=lambda r: (r["world"], r["seed"])):
-            ends = [f"{run['curve'][0][m]:.3f} → {run['curve'][-1][m]:.3f}" for m in ("pass1", "pass8", "routes")]
+            ends = [
+                f"{run['curve'][0][m]:.3f} → {run['curve'][-1][m]:.3f}" for m in ("pass1", "pass8", "routes", "legal")
+            ]
             rows.append([name, run["world"], run["seed"], *ends, f"{run['curve'][-1]['repaired']:.3f}"])
-    return table(["method", "world", "seed", "pass@1", "pass@8", "routes", "repaired"], rows)
+    return table(["method", "world", "seed", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
 
 
 def numbers(d: analysis.Difference) -> list[Any]:
