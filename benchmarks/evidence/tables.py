@@ -1,0 +1,186 @@
+"""The tables and pictures of docs/evidence.md, from the raw numbers.
+
+PYTHONPATH=benchmarks python -m evidence.tables              # writes them into the page
+PYTHONPATH=benchmarks python -m evidence.tables --check      # an error where the page says something else
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from evidence import analysis, power
+from evidence.figures import draw
+from evidence.plan import MAIN
+from evidence.raw import Result, read
+
+ROOT = Path(__file__).parents[2]
+PAGE, RAW, ASSETS = ROOT / "docs/evidence.md", ROOT / "benchmarks/results/evidence/runs.parquet", ROOT / "docs/assets"
+TASKS = ("routes", "sums")
+NOTHING = "Not run yet."
+LABELS = {"pass1": "pass@1", "pass8": "pass@8", "routes": "routes"}
+
+
+def interval(low: float, high: float) -> str:
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    if not rows:
+        return NOTHING
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def in_order(methods: dict[str, list[Result]]) -> list[str]:
+    return sorted(methods, key=lambda name: (MAIN.index(name) if name in MAIN else len(MAIN), name))
+
+
+def results_table(methods: dict[str, list[Result]]) -> str:
+    """What each method reached, and its 95 % interval over worlds and problems."""
+    rows = []
+    for name in in_order(methods):
+        runs = methods[name]
+        cells = []
+        for metric in ("pass1", "pass8", "routes"):
+            line, (low, high) = analysis.band(runs, metric)
+            cells.append(f"{line[-1]:.3f} {interval(low[-1], high[-1])}")
+        areas = [mean(analysis.by_world(runs, metric).values()) for metric in analysis.PRIMARY]
+        rates = sorted({run["lr"] for run in runs})
+        rows.append([name, len(runs), *(f"{rate:g}" for rate in rates), *(f"{a:.3f}" for a in areas), *cells])
+    head = ["method", "worlds", "rate", "area pass@8", "area routes", "pass@1, end", "pass@8, end", "routes, end"]
+    return table(head, rows)
+
+
+def costs_table(methods: dict[str, list[Result]]) -> str:
+    """What it took, and how the completions look at the end."""
+    goal = {(r["world"], r["seed"]): r["curve"][-1]["pass1"] for r in methods.get("grpo", [])}
+    rows = []
+    for name in in_order(methods):
+        runs = methods[name]
+        last = [run["curve"][-1] for run in runs]
+        shared = [run for run in runs if (run["world"], run["seed"]) in goal]
+        steps = [analysis.steps_to(run, goal[run["world"], run["seed"]]) for run in shared]
+        looks = [f"{mean(point[key] for point in last):.3f}" for key in ("length", "entropy", "legal", "repaired")]
+        seconds, flops = mean(point["cpu_seconds"] for point in last), mean(run["flops_per_step"] for run in runs)
+        reach = f"{median(steps):.0f}" if steps else "-"
+        rows.append([name, reach, *looks, f"{seconds:.0f}", f"{flops / 1e9:.1f}"])
+    head = ["method", "steps to GRPO's pass@1", "length", "entropy", "legal", "repaired", "CPU seconds", "GFLOP a step"]
+    return table(head, rows)
+
+
+def differences_table(methods: dict[str, list[Result]]) -> str:
+    """Paired differences to GRPO in the primary metrics."""
+    if "grpo" not in methods:
+        return NOTHING
+    rows = []
+    for family in analysis.families(methods):
+        for d in family:
+            rows.append([d.method, LABELS[d.metric], *numbers(d), f"{d.p:.3g}", f"{d.corrected:.3g}"])
+    return table(["method - grpo", "area under", "pairs", "mean", "95 %", "SD of a pair", "p", "p, Holm"], rows)
+
+
+def sweep_table(results: dict[str, Result], part: str, task: str) -> str:
+    """Area under pass@1 by learning rate, or by strength, in the worlds of the sweep."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in results.values():
+        if (result["part"], result["task"]) == (part, task):
+            what = (
+                f"{result['lr']:g}"
+                if part == "rates"
+                else ", ".join(f"{k}={v}" for k, v in result["overrides"].items())
+            )
+            found.setdefault((result["method"], what), []).append(result)
+    rows = []
+    for (method, what), runs in sorted(found.items()):
+        cells = [f"{mean(analysis.by_world(runs, metric).values()):.3f}" for metric in ("pass1", "pass8", "routes")]
+        rows.append([method, what, len(runs), *cells])
+    return table(
+        ["method", "rate" if part == "rates" else "strength", "worlds", "area pass@1", "area pass@8", "area routes"],
+        rows,
+    )
+
+
+def pilot_table(results: dict[str, Result]) -> str:
+    """Does training take anything away? First and last point of each run."""
+    rows = []
+    for name, runs in sorted(analysis.grouped(results, "pilot", "routes").items()):
+        for run in sorted(runs, key=lambda r: (r["world"], r["seed"])):
+            ends = [
+                f"{run['curve'][0][m]:.3f} → {run['curve'][-1][m]:.3f}" for m in ("pass1", "pass8", "routes", "legal")
+            ]
+            rows.append([name, run["world"], run["seed"], *ends, f"{run['curve'][-1]['repaired']:.3f}"])
+    return table(["method", "world", "seed", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
+
+
+def numbers(d: analysis.Difference) -> list[Any]:
+    return [d.pairs, f"{d.mean:+.3f}", interval(d.low, d.high), f"{d.deviation:.3f}"]
+
+
+def losses_table(results: dict[str, Result], part: str) -> str:
+    """The last point minus the first of the same run: below 0, training took something away."""
+    rows = []
+    for name, runs in sorted(analysis.grouped(results, part, "routes").items()):
+        for metric in analysis.PRIMARY if len(runs) > 1 else ():
+            rows.append([name, LABELS[metric], *numbers(analysis.loss_from_start(runs, metric))])
+    return table(["method", "last - first", "runs", "mean", "95 %", "SD of a run"], rows)
+
+
+def matched_table(methods: dict[str, list[Result]]) -> str:
+    """Paired differences to GRPO where both have the same pass@1."""
+    rows = []
+    for name in in_order(methods):
+        pairs = {(r["world"], r["seed"]) for r in methods[name]} & {
+            (r["world"], r["seed"]) for r in methods.get("grpo", [])
+        }
+        for metric in analysis.PRIMARY if name != "grpo" and len(pairs) > 1 else ():
+            found = analysis.at_the_same_pass1(methods[name], methods["grpo"], metric)
+            rows.append([name, LABELS[metric], *numbers(found)])
+    return table(["method - grpo", "at the same pass@1", "pairs", "mean", "95 %", "SD of a pair"], rows)
+
+
+def blocks(results: dict[str, Result]) -> dict[str, str]:
+    """Everything on the page that is made from numbers, by its mark."""
+    made = {"power": power.table(), "pilot": pilot_table(results)}
+    made |= {f"losses {part}": losses_table(results, part) for part in ("pilot", "main")}
+    for task in TASKS:
+        methods = analysis.grouped(results, "main", task)
+        made[f"results {task}"], made[f"costs {task}"] = results_table(methods), costs_table(methods)
+        made[f"differences {task}"] = differences_table(methods)
+        made[f"matched {task}"] = matched_table(methods)
+        made[f"rates {task}"] = sweep_table(results, "rates", task)
+    made["strengths routes"] = sweep_table(results, "strengths", "routes")
+    return made
+
+
+def filled(page: str, made: dict[str, str]) -> str:
+    """The page with each mark's text replaced. Raises `ValueError` where page and numbers have other marks."""
+    marks = re.findall(r"<!-- (?!/)(.+?) -->", page)
+    if sorted(marks) != sorted(made):
+        raise ValueError(f"The page has the marks {sorted(marks)}; the numbers make {sorted(made)}.")
+    for name, text in made.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        page = f"{page.partition(start)[0]}{start}\n{text}\n{end}{page.partition(end)[2]}"
+    return page
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, default=RAW)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--check", action="store_true", help="write nothing; an error where the page differs")
+    a = parser.parse_args(given)
+    results = read(a.raw) if a.raw.exists() else {}
+    page = filled(a.page.read_text(), blocks(results))
+    if a.check:
+        sys.exit(0 if page == a.page.read_text() else f"{a.page} is not what {a.raw} says: run evidence.tables")
+    a.page.write_text(page)
+    for task in TASKS:
+        draw(analysis.grouped(results, "main", task), a.assets / f"evidence_{task}.png", task)
+
+
+if __name__ == "__main__":
+    main()
