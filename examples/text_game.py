@@ -94,7 +94,8 @@ def games(*, repeat: int = 1) -> Dataset:
 
 def build_game_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = build_tokenizer()
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ("<|tool|>", "<|guess|>")])
+    marks: Any = [AddedToken(token, special=True, normalized=False) for token in ("<|tool|>", "<|guess|>")]
+    tokenizer.add_tokens(marks)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.response_template = RESPONSE_TEMPLATE
     return tokenizer

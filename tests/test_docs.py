@@ -14,6 +14,8 @@ from filelock import FileLock
 from helpers import ROOT, shared_folder
 from test_layering import LAYERS, PACKAGE
 
+from trl_selfdistill.cli.algorithms import COLUMNS, row, table
+
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What can run as root, in a fresh profile, and asks the network for nothing.
@@ -136,6 +138,22 @@ def test_what_a_page_names_is_there(page):
         exec(line, {})
     for name in re.findall(r"(?<![\w/-])(?:examples|recipes|docs|tests|benchmarks|trl_selfdistill)/[\w/]+\.\w+", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(("page", "pages"), [("README.md", "docs/"), ("docs/choosing.md", "")])
+def test_the_table_of_algorithms_is_the_one_that_the_classes_make(page, pages):
+    marked = r"<!-- trl-selfdistill algorithms( --pages docs/)? -->\n(.*?)\n<!-- end -->"
+    ((_, found),) = re.findall(marked, (ROOT / page).read_text(), re.S)
+    assert found == table(pages), f"run: trl-selfdistill algorithms --pages {pages!r}"
+
+
+def test_what_the_table_says_of_three_algorithms():
+    facts = {command: dict(zip(COLUMNS, row(command), strict=True)) for command in ("opsd", "rlrt", "rlcsd")}
+    assert [facts[name]["kind"] for name in facts] == ["divergence", "token signal", "token signal"]
+    assert [facts[name]["needs"] for name in facts] == ["gold", "reward, group", "reward, group"]
+    assert facts["rlcsd"]["views"] == "`right`, `wrong_1` to `wrong_4`"
+    assert facts["opsd"]["teacher"] == '`"base"`'
+    assert all(facts[name]["differs from the paper"] for name in facts)
 
 
 @pytest.mark.slow

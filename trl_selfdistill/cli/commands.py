@@ -17,6 +17,7 @@ SUMMARIES = {
     "sdpo": "pulls every token toward the teacher, who sees a right rollout or feedback; needs rewards",
 }
 TOOLS = {
+    "algorithms": ("trl_selfdistill.cli.algorithms", "print a table of all algorithms, in Markdown"),
     "configs": ("trl_selfdistill.cli.configs", "list the Accelerate configurations; `configs fsdp2` prints a path"),
     "eval": ("trl_selfdistill.cli.eval", "pass@1 and pass@k of a model on a dataset, lengths, epistemic words"),
     "diagnose": ("trl_selfdistill.cli.diagnose", "before training: what each context would teach this model"),

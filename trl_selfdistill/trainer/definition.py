@@ -33,3 +33,8 @@ def check_definition(trainer: Any, base: Any) -> None:
         raise ValueError(f"{name}.views={views!r} must be a tuple of different names.")
     if len(views) > 1 and trainer.contexts is base.contexts:
         raise ValueError(f"{name}.views={views!r} need a method `contexts` that says what each of them shows.")
+
+
+def paper_of(trainer: Any) -> dict[str, str]:
+    """`title`, `id` (arXiv) and `citation` of the paper of a trainer class."""
+    return trainer._paper
