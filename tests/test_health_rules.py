@@ -176,3 +176,8 @@ def test_every_rule_has_its_entry_with_its_threshold():
     entries = re.findall(r"^### `(\w+)`\n\n(.+?)(?=\n##|\Z)", text, re.M | re.S)
     assert [name for name, _ in entries] == [*RULES]
     assert all("Measured:" in entry and "What to do:" in entry for _, entry in entries)
+
+
+def test_a_handful_of_words_is_not_judged():
+    few = series("completions/epistemic_words", *[0.02] * 5, *[0.0] * 7, **{"completions/mean_length": 20.0})
+    assert found(few) == {}

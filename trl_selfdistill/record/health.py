@@ -23,6 +23,7 @@ from trl_selfdistill.record.symptoms import (
     no_teacher,
     rise,
     share,
+    share_of_some,
     times,
 )
 
@@ -84,7 +85,7 @@ TABLE = [
         drifted(
             ratio("completions/epistemic_words", "completions/mean_length"),
             "words of deliberation (wait, perhaps, check, ...) went from {} to {} per token",
-            share,
+            share_of_some,
         ),
         "Evaluate on problems from elsewhere: the student may be losing its checks; stop earlier, or try AntiSD.",
     ),

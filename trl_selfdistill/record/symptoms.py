@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from trl_selfdistill.record.log_lines import STEPS, Entry, History, Measure, metric, value
 
 ENDS = "end_tokens/"
+FEWEST_WORDS = 0.005
+"""Words of deliberation per token below which their rate is not judged. The sums of SmolLM2-135M have 0.0009: a word or
+two a step. A reasoning model has 0.01 and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,11 @@ def times(first: float, last: float, limit: float) -> bool:
 
 def share(first: float, last: float, limit: float) -> bool:
     return last < limit * first
+
+
+def share_of_some(first: float, last: float, limit: float) -> bool:
+    """`share`, where the first steps had at least `FEWEST_WORDS`: a handful of words comes and goes by chance."""
+    return first >= FEWEST_WORDS and share(first, last, limit)
 
 
 def rise(first: float, last: float, limit: float) -> bool:
