@@ -1,12 +1,13 @@
 """A text game as a TRL environment, and a policy that learns to play it from what earlier games left behind.
 
-The game: guess a number from 1 to 7 in three guesses; the answer to a guess is "higher", "lower" or "yes". Who halves
-the range each time always wins. The policy of 0.4 million parameters is built on the spot: supervised steps on careless
-games, half of them with the number in the prompt, `[It was 4.]Guess 1 to 7.`, which is then guessed six times in seven.
-So alone it loses two games of three, and with a lesson of an earlier game it is the teacher. The policy never sees one.
+The game: in each of seven rooms a number from 1 to 7 is hidden, always the same one. Guess it in three guesses; the
+answer to a guess is "higher", "lower" or "yes". The policy of 0.4 million parameters is built on the spot: supervised
+steps on careless games, half of them with the number in the prompt, `[It was 4.]Room A. Guess 1 to 7.`, which is then
+guessed six times in seven. Alone it knows no room's number and loses more than half of its games. With a lesson of an
+earlier game in the same room it is the teacher. The policy never sees a lesson, and still learns what the rooms hide.
 
     python examples/text_game.py
-    python examples/text_game.py --algorithm antisd --context feedback
+    python examples/text_game.py --algorithm rlsd --context feedback
 """
 
 import argparse
@@ -19,11 +20,11 @@ from tiny_policy import HINT_TEMPLATE, build_model, build_tokenizer, supervised_
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from trl_selfdistill import AntiSDConfig, AntiSDTrainer, LessonMemory, RLRTConfig, RLRTTrainer, Rollout
+from trl_selfdistill import LessonMemory, RLSDConfig, RLSDTrainer, Rollout, SDPOConfig, SDPOTrainer
 
 NUMBERS = range(1, 8)
+ROOMS = dict(zip("ABCDEFG", (4, 1, 6, 3, 7, 2, 5), strict=True))
 GUESSES = 3
-QUESTION = "Guess 1 to 7."
 # A call is three tokens: `<|guess|>4<|end|>`. Other tools are written out, as TRL checks that a template can.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m.get('content') or '') }}"
@@ -81,15 +82,19 @@ def answer(number: int, secret: int) -> str:
     return "higher" if number < secret else "lower"
 
 
+def question(room: str) -> str:
+    return f"Room {room}. Guess 1 to 7."
+
+
 def lesson(rollout: Rollout) -> str | None:
-    """What a game leaves behind for the next one with the same number."""
+    """What a game leaves behind for the next one in the same room."""
     return rollout.feedback
 
 
 def games(*, repeat: int = 1) -> Dataset:
-    """A row for each number. The name of a game tells it apart from others; the prompt does not."""
-    prompt = [{"role": "user", "content": QUESTION}]
-    return Dataset.from_list([{"prompt": prompt, "game": f"game {n}", "secret": n} for n in NUMBERS] * repeat)
+    """A row for each room."""
+    rows = [{"prompt": [{"role": "user", "content": question(room)}], "secret": ROOMS[room]} for room in ROOMS]
+    return Dataset.from_list(rows * repeat)
 
 
 def build_game_tokenizer() -> PreTrainedTokenizerFast:
@@ -104,8 +109,9 @@ def build_game_tokenizer() -> PreTrainedTokenizerFast:
 def careless_game(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
     """(token ids, labels) of a game in which answers are heeded one time in three, and a lesson six times in seven."""
     secret, knows = rng.choice(NUMBERS), rng.random() < 0.5
-    question = f"[It was {secret}.]{QUESTION}" if knows else QUESTION
-    ids = tokenizer(f"<|user|>{question}<|end|><|assistant|>")["input_ids"]
+    asked = question(rng.choice([*ROOMS]))
+    hint = f"[It was {secret}.]" if knows else ""
+    ids = tokenizer(f"<|user|>{hint}{asked}<|end|><|assistant|>")["input_ids"]
     labels, possible = [-100] * len(ids), set(NUMBERS)
 
     def add(text: str, *, learnt: bool) -> None:
@@ -127,33 +133,38 @@ def careless_game(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tup
     return ids, labels
 
 
-def game_policy(*, steps: int = 300, seed: int = 0) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+def game_policy(*, steps: int = 500, seed: int = 0) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """The careless policy and its tokenizer."""
     tokenizer = build_game_tokenizer()
     model = build_model(tokenizer, seed=seed)
-    supervised_steps(model, tokenizer, steps=steps, batch=48, seed=seed, labelled_row=careless_game)
+    supervised_steps(model, tokenizer, steps=steps, batch=96, seed=seed, labelled_row=careless_game)
     return model, tokenizer
 
 
-TRAINERS: dict[str, tuple[Any, Any]] = {"rlrt": (RLRTTrainer, RLRTConfig), "antisd": (AntiSDTrainer, AntiSDConfig)}
+TRAINERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "sdpo": (SDPOTrainer, SDPOConfig, {}),
+    # All of the advantage is the teacher's to scale, and it stays so.
+    "rlsd": (RLSDTrainer, RLSDConfig, {"rlsd_strength": 1.0, "rlsd_clip": 1.0, "rlsd_decay_steps": 100_000}),
+}
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, *, algorithm: str = "rlrt", context: str = "memory", **settings: Any
+    model: Any, tokenizer: Any, *, algorithm: str = "sdpo", context: str = "memory", **settings: Any
 ) -> Any:
     """The trainer of the example. `settings` are fields of the configuration."""
-    trainer_class, config_class = TRAINERS[algorithm]
+    trainer_class, config_class, own = TRAINERS[algorithm]
     common = {
         "output_dir": "outputs/text_game",
         "teacher_template": HINT_TEMPLATE,
-        "per_device_train_batch_size": 56,  # each of the 7 games 8 times
+        "teacher_model_kind": "base",  # the policy as it was: it knows how to heed a lesson
+        "per_device_train_batch_size": 56,  # each of the 7 rooms 8 times
         "per_device_eval_batch_size": 112,
         "num_generations": 8,
         "max_completion_length": 48,
         "max_tool_calling_iterations": GUESSES,
         "learning_rate": 5e-4,
         "lr_scheduler_type": "constant",
-        "max_steps": 100,
+        "max_steps": 120,
         "logging_steps": 10,
         "use_cpu": True,
         "bf16": False,
@@ -162,12 +173,11 @@ def make_trainer(
         "report_to": "none",
         "disable_tqdm": True,
     }
-    # The tasks are told apart by their name: all prompts are the same.
-    memory = LessonMemory(task="game", write=lesson) if context == "memory" else None
+    memory = LessonMemory(write=lesson) if context == "memory" else None  # a task is a prompt, here a room
     named = {} if memory else {"context": context}
     return trainer_class(
         model,
-        args=config_class(**{**common, **named, **settings}),
+        args=config_class(**{**common, **own, **named, **settings}),
         train_dataset=games(repeat=20),
         eval_dataset=games(repeat=4),
         processing_class=tokenizer,
@@ -181,7 +191,7 @@ def success(trainer: Any) -> float:
     return trainer.evaluate()["eval_reward"]
 
 
-def main(algorithm: str = "rlrt", context: str = "memory", steps: int = 100) -> tuple[float, float]:
+def main(algorithm: str = "sdpo", context: str = "memory", steps: int = 120) -> tuple[float, float]:
     """Train; the share of games that are won before and after."""
     start = time.monotonic()
     model, tokenizer = game_policy()
@@ -194,8 +204,8 @@ def main(algorithm: str = "rlrt", context: str = "memory", steps: int = 100) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Learn a guessing game from lessons of earlier games.")
-    parser.add_argument("--algorithm", choices=sorted(TRAINERS), default="rlrt")
-    parser.add_argument("--context", choices=["memory", "feedback", "peer"], default="memory")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--algorithm", choices=sorted(TRAINERS), default="sdpo")
+    parser.add_argument("--context", choices=["memory", "feedback"], default="memory")
+    parser.add_argument("--steps", type=int, default=120)
     won = main(**vars(parser.parse_args()))
     print(f"games won: {won[0]:.0%} before, {won[1]:.0%} after")

@@ -1,5 +1,6 @@
 """The text game of the examples: its rules, its token masks, and that a policy learns it from lessons."""
 
+import copy
 import random
 
 import pytest
@@ -7,8 +8,6 @@ import text_game
 from helpers import watch_signals
 from text_game import GuessingGame, build_game_tokenizer, careless_game, games, make_trainer
 from tiny_policy import build_model
-
-from trl_selfdistill import LessonMemory
 
 
 def played(secret: int, *guesses: int) -> tuple[GuessingGame, list[str]]:
@@ -45,9 +44,10 @@ def test_warm_up_games_are_written_as_the_trainer_writes_them():
     learnt = tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != -100])
     assert learnt.endswith("ok<|end|>") and learnt.count("<|guess|>") == learnt.count("<|end|>") - 1
     assert "<|tool|>" not in learnt and "higher" not in learnt and "lower" not in learnt
-    messages = [{"role": "user", "content": text_game.QUESTION}]
+    asked = text_game.question("A")
+    messages = [{"role": "user", "content": asked}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == f"<|user|>{text_game.QUESTION}<|end|><|assistant|>"
+    assert text == f"<|user|>{asked}<|end|><|assistant|>"
     parsed = tokenizer.parse_response(tokenizer("<|guess|>4<|end|>")["input_ids"], prefix=text)
     assert parsed["tool_calls"] == [{"type": "function", "function": {"name": "guess", "arguments": {"number": "4"}}}]
 
@@ -75,7 +75,7 @@ def test_tool_results_are_neither_scored_nor_trained(context, tmp_path):
     model = build_model(tokenizer, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
     settings = {"per_device_train_batch_size": 14, "num_generations": 2, "max_steps": 2, "logging_steps": 1}
     settings["shuffle_dataset"] = False  # all seven games in each batch
-    made = make_trainer(model, tokenizer, context=context, output_dir=str(tmp_path), **settings)
+    made = make_trainer(model, tokenizer, algorithm="rlsd", context=context, output_dir=str(tmp_path), **settings)
     scripted_guesses(made, [4, 2], [6, 7])
     seen = watch_signals(made)
     made.train()
@@ -102,19 +102,26 @@ def test_tool_results_are_neither_scored_nor_trained(context, tmp_path):
             assert (context_of.text if context_of else None) == (rollout.feedback if taught[i] else None)
 
 
-def test_a_lesson_belongs_to_its_game_and_not_to_the_prompt():
-    assert len({str(row["prompt"]) for row in games()}) == 1
-    assert len({row["game"] for row in games()}) == 7
-    assert all(str(row["secret"]) not in str(row["prompt"]) for row in games() if row["secret"] not in (1, 7))
-    assert LessonMemory(task="game").best == 1
+def test_a_room_keeps_its_number_and_the_prompt_does_not_say_it():
+    rooms = {str(row["prompt"]): row["secret"] for row in games(repeat=2)}
+    assert sorted(rooms.values()) == list(text_game.NUMBERS)
+    assert all("It was" not in prompt for prompt in rooms)
 
 
 @pytest.mark.slow
 @pytest.mark.apart
-@pytest.mark.parametrize(("algorithm", "context"), [("rlrt", "memory"), ("antisd", "memory"), ("rlrt", "feedback")])
-def test_a_policy_learns_the_game(algorithm, context, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("algorithm", "context"), [("sdpo", "memory"), ("rlsd", "memory"), ("sdpo", "feedback")])
+def test_a_policy_learns_the_game(algorithm, context, tmp_path, monkeypatch, policy):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_game, "game_policy", lambda: policy())  # built once: two minutes less
     before, after = text_game.main(algorithm, context)
     print(f"\n{algorithm} with {context}: {before:.1%} -> {after:.1%}")
     assert before < 0.6
     assert after > before + 0.2
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """Gives a fresh copy of the careless policy and its tokenizer."""
+    model, tokenizer = text_game.game_policy()
+    return lambda: (copy.deepcopy(model), tokenizer)
