@@ -44,7 +44,8 @@ def launched(model_dir, tmp_path_factory):
 
         def write():
             for trainer, teacher, lora in RUNS:
-                settings = {"num_generations": 4, **contract.SETTINGS.get(trainer, {})}
+                settings = {"num_generations": 4, "teacher_sync_steps": 1, "teacher_update_rate": 0.3}
+                settings |= contract.SETTINGS.get(trainer, {})
                 cell = Cell(trainer.removesuffix("Trainer"), teacher, lora=lora, config=settings)
                 refused = is_refused(kind, teacher, lora=lora)
                 yield write_cell(kind, folder, model_dir, run_name(trainer, teacher, lora), cell, refused=refused)

@@ -55,12 +55,12 @@ def launch_arguments(line: CommandLine) -> list[str]:
     return [*config, *line.launch]
 
 
-def launch(command: str, argv: list[str], options: list[str], module: str = TRAIN) -> int:
-    """Have Accelerate start the processes of `module`. The exit status of the first that failed, else 0.
+def launch(command: str, argv: list[str], options: list[str], module: str | None = None) -> int:
+    """Have Accelerate start the processes of `module` (default: `TRAIN`). The exit status of the first that failed, else 0.
 
     Ctrl-C reaches all processes of a terminal. The launcher leaves it to those that train: it would kill them.
     """
-    args = accelerate_parser().parse_args([*options, "--module", module, command, *argv])
+    args = accelerate_parser().parse_args([*options, "--module", module or TRAIN, command, *argv])
     if args.cpu and (args.num_processes or 1) > 1:
         raise UserError(
             "Accelerate starts one process for --cpu, whatever --num_processes says. Use torchrun: torchrun "
