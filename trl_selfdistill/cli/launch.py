@@ -56,7 +56,7 @@ def launch_arguments(line: CommandLine) -> list[str]:
 
 
 def launch(command: str, argv: list[str], options: list[str], module: str | None = None) -> int:
-    """Have Accelerate start the processes of `module`, `TRAIN` by default. The exit status of the first that failed, or 0.
+    """Have Accelerate start the processes of `module` (or `TRAIN`). The exit status of the first that failed, else 0.
 
     Ctrl-C reaches all processes of a terminal. The launcher leaves it to those that train: it would kill them.
     """
