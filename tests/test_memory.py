@@ -208,7 +208,7 @@ def test_a_resumed_run_remembers_what_the_unbroken_one_does(name, model_dir, tok
         made = contract.make(trainer, model_dir, tokenizer, folder, data=data, **{**common, "context": "memory"})
         seen = watch_signals(made)
         made.train(**resume)
-        return made, [[context and context.text for context in b.lesson.views["teacher"].contexts] for b in seen]
+        return made, [[context and context.text for context in b.lesson.views[trainer.views[0]].contexts] for b in seen]
 
     whole, contexts = run(tmp_path / "whole")
     resumed, later = run(tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
