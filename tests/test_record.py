@@ -139,6 +139,20 @@ def test_a_few_completions_are_kept_with_everything(model, tokenizer, tmp_path):
                 assert row["advantage"] == pytest.approx([row["row_advantage"]] * len(row["tokens"]))
 
 
+def half(rollout):
+    return 0.5
+
+
+def test_a_row_weight_is_no_opinion_of_the_teacher(model, tokenizer, tmp_path):
+    """What the report shows is A_t minus A. With strength 0 that is 0, whatever the rows weigh."""
+    config = {"context": "gold", "antisd_strength": 0.0, "row_weight": f"{__name__}.half", "num_generations": 4}
+    build(AntiSDTrainer, AntiSDConfig(**distill_settings(tmp_path, **config)), model, tokenizer).train()
+    rows = rows_of(tmp_path)
+    assert any(row["row_advantage"] for row in rows)
+    for row in rows:
+        assert row["advantage"] == pytest.approx([row["row_advantage"]] * len(row["tokens"]))
+
+
 class TwoViews(RLRTTrainer):
     """RLRT that also looks at what a teacher without the solution says."""
 

@@ -22,8 +22,7 @@ _GRPO_FIELDS = {f.name for f in fields(GRPOConfig)}
 @dataclass
 class SelfDistillConfig(TeacherConfig):
     r"""
-    Configuration shared by [`RLRTTrainer`], [`AntiSDTrainer`] and [`OPSDTrainer`]: everything of [`~trl.GRPOConfig`]
-    and of [`TeacherConfig`], and what follows.
+    Configuration shared by all trainers: everything of [`~trl.GRPOConfig`] and of [`TeacherConfig`], and what follows.
 
     > Parameters that control how log-probabilities are made
 

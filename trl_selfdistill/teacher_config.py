@@ -21,9 +21,9 @@ class TeacherConfig(GRPOConfig):
             What the teacher sees: `"gold"` (the dataset's solution), `"peer"` (a correct rollout of the same group,
             never the rollout itself, drawn once per group), `"own_peer"` (drawn anew for each rollout),
             `"peer_else_gold"`, `"majority"` (a rollout with the group's most frequent answer), `"feedback"` (what was
-            said of this very rollout), `"memory"` (lessons of earlier batches, see [`LessonMemory`]), the controls
-            `"other_gold"` (the solution of another problem) and `"none"` (no privileged text), or the dotted path of a
-            function `Rollout -> Context | str | None`.
+            said of this very rollout), `"peer_else_feedback"`, `"memory"` (lessons of earlier batches, see
+            [`LessonMemory`]), the controls `"other_gold"` (the solution of another problem) and `"none"` (no privileged
+            text), or the dotted path of a function `Rollout -> Context | str | None`.
         privileged_context_column (`str`, *optional*, defaults to `"privileged_context"`):
             Dataset column with the gold solution. `"solution"` is taken where the default column is absent.
         feedback_column (`str`, *optional*):

@@ -47,8 +47,7 @@ def peer_else_gold(rollout: Rollout) -> Context | None:
 
 def peer_else_feedback(rollout: Rollout) -> Context | None:
     """A correct peer where the group has one, else what was said of the rollout itself (SDPO)."""
-    said = None if rollout.feedback is None else Context(rollout.feedback, "feedback")
-    return correct_peer(rollout) or said
+    return correct_peer(rollout) or feedback(rollout)
 
 
 def other_gold(rollout: Rollout) -> Context | None:

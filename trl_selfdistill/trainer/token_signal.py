@@ -109,11 +109,11 @@ class TokenSignalTrainer(SelfDistillTrainer):
         shaped, metrics = self.token_advantages(plain, scores)
         self._check(shaped, scores)
         # The row's weight comes last: it weighs what the teacher added, too.
-        weights = inputs["row_weight"].unsqueeze(1)
-        advantages = weights * torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
+        weights = inputs["row_weight"]
+        advantages = weights.unsqueeze(1) * torch.where(scores.mask, shaped, plain.unsqueeze(1).expand_as(shaped))
         ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
         metrics = {**metrics, **sampler_metrics(inputs, scores)}
-        self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics, plain))
+        self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics, weights * plain))
         return advantages
 
     def _scores(self, inputs: dict[str, Any]) -> TokenScores:
