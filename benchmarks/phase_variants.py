@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from trl_selfdistill import AntiSDConfig, AntiSDTrainer, OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
-from trl_selfdistill.cli.flops import Shape, Sizes, step_flops
+from trl_selfdistill.cli.flops import Shape, Sizes, step_flops, teacher_flops
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from tiny_policy import build_tokenizer
@@ -43,6 +44,7 @@ SDFT = {"teacher_prompt_template": "{privileged_context}{prompt}", "teacher_mode
 VARIANTS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "grpo": (GRPOTrainer, GRPOConfig, {}),
     "rlrt": (RLRTTrainer, RLRTConfig, OURS),
+    "rlrt-skip": (RLRTTrainer, RLRTConfig, {**OURS, "skip_unused_scores": True}),
     "antisd": (AntiSDTrainer, AntiSDConfig, OURS),
     "opsd": (OPSDTrainer, OPSDConfig, OURS),
     "trl-sdpo": (SDPOTrainer, SDPOConfig, {**SDPO, "distillation_mode": "sampled_token"}),
@@ -54,6 +56,7 @@ VARIANTS: dict[str, tuple[type, type, dict[str, Any]]] = {
 PARTS = {
     "grpo": {"loss": "_compute_loss"},
     "rlrt": {"teacher": "apply_teacher", "loss": "_compute_loss"},
+    "rlrt-skip": {"teacher": "apply_teacher", "loss": "_compute_loss"},
     "antisd": {"teacher": "apply_teacher", "loss": "_compute_loss"},
     "opsd": {"teacher in the loss": "_teacher_side", "loss": "_compute_loss"},
 }
@@ -109,8 +112,14 @@ def sizes_of(a: argparse.Namespace) -> Sizes:
 
 
 def counted(a: argparse.Namespace, variant: str, kind: str, shape: Shape, *, shared: bool) -> int:
-    common = {"lora": kind == "lora", "checkpointing": a.checkpointing, "shared_teacher": shared}
-    return step_flops(sizes_of(a), shape, teacher=variant != "grpo", **common)
+    sizes, lora = sizes_of(a), kind == "lora"
+    common = {"lora": lora, "checkpointing": a.checkpointing, "shared_teacher": shared}
+    if variant == "rlrt-skip":  # every second rollout is wrong
+        scored = replace(shape, rollouts=shape.rollouts // 2)
+        return step_flops(sizes, shape, teacher=False, **common) + sum(
+            teacher_flops(sizes, scored, lora=lora, shared=shared)
+        )
+    return step_flops(sizes, shape, teacher=variant != "grpo", **common)
 
 
 def trainer_of(a: argparse.Namespace, variant: str, kind: str, shape: Shape, folder: str) -> Any:

@@ -8,7 +8,8 @@
 Scripted rollouts: every trainer gets the same prompt, the same eight completions of random letters and the same rewards
 (right, wrong, right ...); nothing is generated. Every teacher's prompt has the tokens of the context and of the prompt.
 The model has the shape of SmolLM2-135M or of Qwen3-1.7B, and random weights. All settings are the trainers' defaults,
-but for whose weights TRL's teachers have: those of the trainer of ours that they stand beside.
+but for whose weights TRL's teachers have: those of the trainer of ours that they stand beside. `rlrt-skip` is RLRT with
+`skip_unused_scores`, which leaves out the wrong half.
 
 Measured is what lies between the beginning of a training step and the end of its optimiser step: teacher, loss,
 backward, clipping, optimiser. Each (variant, round) has a trainer of its own, on a CPU in a process of its own, and one

@@ -32,6 +32,10 @@ class SelfDistillConfig(TeacherConfig):
             counted from the attention mask) or `"trl"` (TRL's head, rounded to the model's precision).
         shared_prefix (`bool`, *optional*, defaults to `True`):
             Encode a teacher's prompt once for all rows that have it, where the model's cache allows it.
+        skip_unused_scores (`bool`, *optional*, defaults to `False`):
+            Do not ask the teacher about rollouts whose advantages it cannot change: with RLRT wrong ones, with RLRT and
+            RLSD those of groups without a difference in reward. The policy learns the same for less time, and the log
+            and the report show the other rollouts alone.
         sampler_mismatch (`str`, *optional*, defaults to `"warn"`):
             What to do when the rollouts do not come from the policy that is trained, but from a sampler with old or
             other weights: `"warn"`, `"stop"` or `"ignore"`.
@@ -72,6 +76,9 @@ class SelfDistillConfig(TeacherConfig):
     )
     shared_prefix: bool = field(
         default=True, metadata={"help": "Encode a teacher's prompt once for all rows that have it."}
+    )
+    skip_unused_scores: bool = field(
+        default=False, metadata={"help": "Do not score rollouts whose advantages the teacher cannot change."}
     )
     sampler_mismatch: str = field(
         default="warn",

@@ -141,6 +141,9 @@ class RLRTTrainer(TokenSignalTrainer):
             }"""),
     }
 
+    def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        return correct & (advantages != 0)
+
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:

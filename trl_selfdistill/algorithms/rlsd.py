@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
@@ -64,9 +64,7 @@ class RLSDConfig(SelfDistillConfig):
     teacher_model_kind: str = field(default="ema", metadata={"help": "Whose weights score: 'ema', 'live' or 'base'."})
     teacher_update_rate: float = field(default=1.0, metadata={"help": "Share of the policy in each update. 1: a copy."})
     teacher_sync_steps: int = field(default=20, metadata={"help": "Optimiser steps between updates. Code: 20."})
-    rlsd_strength: float = field(
-        default=0.5, metadata={"help": "Lambda at the start, in [0, 1]. 0 is GRPO. Code: 0.5."}
-    )
+    rlsd_strength: float = field(default=0.5, metadata={"help": "Lambda at the start, in [0, 1]. 0: GRPO. Code: 0.5."})
     rlsd_clip: float = field(default=0.2, metadata={"help": "Half-width of the weights' range, in (0, 1]. Code: 0.2."})
     rlsd_decay_steps: int = field(default=60, metadata={"help": "Steps until lambda is 0; 0: it stays. Code: 60."})
 
@@ -108,6 +106,9 @@ class RLSDTrainer(TokenSignalTrainer):
                 eprint = {arXiv:2604.03128},
             }"""),
     }
+
+    def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        return advantages != 0
 
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores

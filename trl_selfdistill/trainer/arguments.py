@@ -63,6 +63,15 @@ def configuration_of(
     return new
 
 
+def check_skipped(args: SelfDistillConfig, trainer_name: str, *, can_skip: bool) -> None:
+    """Raise `ValueError` for `skip_unused_scores` where the algorithm uses all scores."""
+    if args.skip_unused_scores and not can_skip:
+        raise ValueError(
+            f"skip_unused_scores=True does nothing for {trainer_name}, which uses what the teacher says of every "
+            "rollout. Leave it out."
+        )
+
+
 def check_sampler_precision(
     args: SelfDistillConfig, model: Any, quantization_config: BitsAndBytesConfig | None
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import (
@@ -32,7 +32,7 @@ from trl_selfdistill.context.templates import templates_of
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
-from trl_selfdistill.trainer.arguments import check_sampler_precision, configuration_of
+from trl_selfdistill.trainer.arguments import check_sampler_precision, check_skipped, configuration_of
 from trl_selfdistill.trainer.build import make_collator, make_row_weight, make_teacher
 from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
@@ -87,6 +87,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         context_builder: ContextBuilder | None = None,
     ) -> None:
         args = configuration_of(self.config_class, args, model, self._name)
+        check_skipped(args, self._name, can_skip=type(self).is_used is not SelfDistillTrainer.is_used)
         check_sampler_precision(args, model, quantization_config)
         self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
         check_feedback(args, reward_funcs, rollout_func, environment_factory, context_builder)
@@ -160,6 +161,10 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         """The weight of each row: the configuration's `row_weight`. Rows without a teacher have one too."""
         weights = [ask(self._row_weight, rollout, field="row_weight") for rollout in rollouts]
         return torch.tensor(weights, dtype=torch.float32)
+
+    def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Rows in which the algorithm uses what the teacher says. Defined by an algorithm that has others, too."""
+        return torch.ones_like(correct)
 
     def check_policy(self) -> None:
         """Raise `ValueError` for a policy that this kind of algorithm cannot train."""

@@ -55,10 +55,13 @@ class TokenSignalTrainer(SelfDistillTrainer):
         device = batch["advantages"].device
         batch |= lesson_tensors(lesson, device)
         for name, view in lesson.views.items():
+            rows = view.prompts["has_context"]
+            if self.args.skip_unused_scores:
+                rows = rows & self.is_used(batch["advantages"], batch["correct"])
             prompt = (view.prompts["teacher_prompt_ids"], view.prompts["teacher_prompt_mask"])
-            logps, entropy = completion_logps(self, self.teacher, batch, *prompt, view.prompts["has_context"])
+            logps, entropy = completion_logps(self, self.teacher, batch, *prompt, rows)
             batch[f"view/{name}/logps"], batch[f"view/{name}/entropy"] = logps, entropy
-            batch[f"view/{name}/rows"] = view.prompts["has_context"]
+            batch[f"view/{name}/rows"] = rows
         old_entropy, self._old_entropy = self._old_entropy, None
         if self._scores_student:
             own_prompt = (batch["prompt_ids"], batch["prompt_mask"])
