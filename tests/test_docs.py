@@ -93,6 +93,7 @@ def in_browser(page: Path, profile: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_formulas_are_shown_in_a_browser(site, tmp_path):
     with_formulas = {page: count for page in site.glob("*.html") if (count := page.read_text().count("arithmatex"))}

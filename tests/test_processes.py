@@ -98,22 +98,33 @@ def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer,
         assert whole.log[-1]["antisd/strength"] in (0.0, 0.5)
 
 
-COMBINATIONS = list(itertools.product(TRAINERS, ("live", "base", "ema"), (False, True)))
+KINDS = list(itertools.product(("live", "base", "ema"), (False, True)))
+# `make test` has one for each trainer, and all of them by turns.
+FEW = [(trainer, *KINDS[place % len(KINDS)]) for place, trainer in enumerate(TRAINERS)]
+REST = [(trainer, *kind) for trainer in TRAINERS for kind in KINDS if (trainer, *kind) not in FEW]
+COMBINATIONS = [*FEW, *(pytest.param(*one, marks=pytest.mark.apart) for one in REST)]
 # To compare numbers of processes: sampled rollouts would differ, for every process has a seed of its own.
 COMPARED = {"scripted": True, "teacher_model_kind": "ema", "optim": "sgd", "learning_rate": 0.1}
 
 
 @pytest.fixture(scope="session")
 def launched(model_dir, tmp_path_factory):
-    """Folder of all restarts with two processes, launched once for all tests and workers: most of a run is imports."""
-    folder = shared_folder(tmp_path_factory) / "restarts"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            launch_restarts(folder, model_dir)
-    return folder
+    """Restarts with two processes, by group, launched once for all tests and workers: most of a run is imports.
+
+    "numbers" of processes, the "few" combinations, and the "rest" of them.
+    """
+
+    def folder_of(group: str) -> Path:
+        folder = shared_folder(tmp_path_factory) / f"restarts-{group}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                launch_restarts(group, folder, model_dir)
+        return folder
+
+    return folder_of
 
 
-def launch_restarts(folder, model_dir) -> None:
+def launch_restarts(group: str, folder: Path, model_dir: Path) -> None:
     def job(name: str, trainer: str, processes: int, *, start: str = "", lora=True, scripted=False, **settings) -> Path:
         rows = {"per_device_train_batch_size": 8 // processes}
         config = resume_settings(folder / name / "run", trainer, **rows, **settings)
@@ -124,25 +135,28 @@ def launch_restarts(folder, model_dir) -> None:
         write_job(folder / name, **job)
         return folder / name / "job.json"
 
-    wait(start_trainer(*[job(f"one-{trainer}", trainer, 1, **COMPARED) for trainer in TRAINERS]))
-    jobs = []
-    for trainer in TRAINERS:
-        jobs.append(job(f"two-{trainer}", trainer, 2, **COMPARED))
-        jobs.append(job(f"there-{trainer}", trainer, 2, start=f"one-{trainer}", **COMPARED))
-    for trainer, kind, lora in COMBINATIONS:
+    def jobs(name: str, processes: int, start: str = "") -> list[Path]:
+        starts = {trainer: f"{start}-{trainer}" if start else "" for trainer in TRAINERS}
+        return [job(f"{name}-{each}", each, processes, start=starts[each], **COMPARED) for each in TRAINERS]
+
+    if group == "numbers":
+        wait(start_trainer(*jobs("one", 1)))
+        wait(start_trainer(*jobs("two", 2), *jobs("there", 2, start="one"), processes=2), timeout=1200)
+        wait(start_trainer(*jobs("back", 1, start="two")))
+        return
+    pairs = []
+    for trainer, kind, lora in {"few": FEW, "rest": REST}[group]:
         name = f"{trainer}-{kind}-{lora}"
-        jobs.append(job(f"whole-{name}", trainer, 2, lora=lora, teacher_model_kind=kind))
-        jobs.append(job(f"resumed-{name}", trainer, 2, start=f"whole-{name}", lora=lora, teacher_model_kind=kind))
-    wait(start_trainer(*jobs, processes=2), timeout=600 * len(TRAINERS))
-    wait(
-        start_trainer(*[job(f"back-{trainer}", trainer, 1, start=f"two-{trainer}", **COMPARED) for trainer in TRAINERS])
-    )
+        pairs.append(job(f"whole-{name}", trainer, 2, lora=lora, teacher_model_kind=kind))
+        pairs.append(job(f"resumed-{name}", trainer, 2, start=f"whole-{name}", lora=lora, teacher_model_kind=kind))
+    wait(start_trainer(*pairs, processes=2), timeout=60 * len(pairs))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "kind", "lora"), COMBINATIONS)
 def test_two_processes_go_on_as_if_never_stopped(trainer, kind, lora, launched):
-    whole, resumed = (read_result(launched / f"{run}-{trainer}-{kind}-{lora}", 2) for run in ("whole", "resumed"))
+    folder = launched("few" if (trainer, kind, lora) in FEW else "rest")
+    whole, resumed = (read_result(folder / f"{run}-{trainer}-{kind}-{lora}", 2) for run in ("whole", "resumed"))
     assert len(whole.batches) == 6
     assert whole.batches[3:] == resumed.batches
     assert_close_state(whole, resumed)
@@ -158,7 +172,7 @@ def test_two_processes_go_on_as_if_never_stopped(trainer, kind, lora, launched):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_resumed_run_may_have_another_number_of_processes(trainer, launched):
     one, two, there, back = (
-        read_result(launched / f"{run}-{trainer}", processes)
+        read_result(launched("numbers") / f"{run}-{trainer}", processes)
         for run, processes in (("one", 1), ("two", 2), ("there", 2), ("back", 1))
     )
     for other in (two, there, back):
