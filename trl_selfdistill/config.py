@@ -34,8 +34,8 @@ class SelfDistillConfig(TeacherConfig):
             Encode a teacher's prompt once for all rows that have it, where the model's cache allows it.
         skip_unused_scores (`bool`, *optional*, defaults to `False`):
             Do not ask the teacher about rollouts whose advantages it cannot change: with RLRT wrong ones, with RLRT and
-            RLSD those of groups without a difference in reward. The policy learns the same for less time, and the log
-            and the report show the other rollouts alone.
+            RLSD those of groups without a difference in reward. The policy learns the same for less time. The log and
+            the report show the other rollouts alone, and a stale sampler is not seen by the surprise of its rollouts.
         sampler_mismatch (`str`, *optional*, defaults to `"warn"`):
             What to do when the rollouts do not come from the policy that is trained, but from a sampler with old or
             other weights: `"warn"`, `"stop"` or `"ignore"`.
