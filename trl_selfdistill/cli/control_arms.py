@@ -8,6 +8,7 @@ import trl_selfdistill
 from trl_selfdistill.cli.arguments import Arguments, field_names, parse, read_command_line
 from trl_selfdistill.cli.commands import ALGORITHMS
 from trl_selfdistill.cli.errors import UserError
+from trl_selfdistill.teacher_config import ONLY_TEACHERS
 from trl_selfdistill.trainer import SelfDistillTrainer
 
 METHOD, NO_REFERENCE, WRONG_REFERENCE = "method", "no_reference", "wrong_reference"
@@ -93,9 +94,14 @@ def checked(arm: Arm, trainer_class: Any, argv: Sequence[str]) -> Arm:
 
 
 def adapted(recipe: dict[str, Any], options: Sequence[str], *, method: str, arm: str) -> tuple[dict[str, Any], list]:
-    """(recipe, options) without the settings that the algorithm `method` has and `arm` does not."""
-    own, others = (field_names(getattr(trl_selfdistill, ALGORITHMS[name]).config_class) for name in (method, arm))
-    gone, kept, keep = own - others, [], True
+    """(recipe, options) without what the algorithm `arm` does not read.
+
+    That is what only `method` has, and what only a teacher reads where `arm` asks none.
+    """
+    theirs, its = (getattr(trl_selfdistill, ALGORITHMS[name]) for name in (method, arm))
+    gone = field_names(theirs.config_class) - field_names(its.config_class)
+    gone |= set() if its.views or arm == method else set(ONLY_TEACHERS)
+    kept, keep = [], True
     for text in options:
         if text.startswith("--"):
             keep = text.removeprefix("--").partition("=")[0].replace("-", "_") not in gone

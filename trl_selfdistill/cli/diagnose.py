@@ -3,6 +3,7 @@
 from trl_selfdistill.cli.options import Options, add_data, add_model, add_sampling
 
 ALGORITHMS = ("opsd", "rlrt", "antisd")
+"""Whose templates there are to choose from. An algorithm without a teacher has none."""
 
 
 def parser() -> Options:

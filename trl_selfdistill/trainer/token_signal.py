@@ -38,7 +38,7 @@ class TokenSignalTrainer(SelfDistillTrainer):
         reason = "policy_logps='trl' rounds them" if self.args.policy_logps == "trl" else self.noise
         self._scores_student = reason is not None
         own = f"in a pass of its own, because {reason}" if reason else "by GRPO's own pass"
-        logger.info(f"The student's log-probabilities for the teacher's signal are made {own}.")
+        logger.info(f"The student's log-probabilities for the token advantages are made {own}.")
 
     @abstractmethod
     def token_advantages(
@@ -106,6 +106,8 @@ class TokenSignalTrainer(SelfDistillTrainer):
     def shape(self, inputs: dict[str, Any]) -> Float[Tensor, "B T"]:
         """The token advantages of a micro-batch, checked and logged."""
         plain, scores = inputs["advantages"], self._scores(inputs)
+        if not self.learns_from_rewards:
+            plain = torch.zeros_like(plain)
         shaped, metrics = self.token_advantages(plain, scores)
         self._check(shaped, scores)
         # The row's weight comes last: it weighs what the teacher added, too.
@@ -118,13 +120,13 @@ class TokenSignalTrainer(SelfDistillTrainer):
 
     def _scores(self, inputs: dict[str, Any]) -> TokenScores:
         mask = written(inputs) & self._has_signal(inputs).unsqueeze(1)
-        zeros = torch.zeros_like(inputs["student_logps"])
+        unsaid = torch.full_like(inputs["student_logps"], torch.nan)
         views = {}
         for name in self.views:
             seen = mask & inputs[f"view/{name}/rows"].unsqueeze(1)
             logps, entropy = inputs[f"view/{name}/logps"], inputs[f"view/{name}/entropy"]
             views[name] = ViewScores(logps.masked_fill(~seen, 0.0), entropy.masked_fill(~seen, 0.0), seen)
-        first = views[self.views[0]] if self.views else ViewScores(zeros, zeros, mask)
+        first = views[self.views[0]] if self.views else ViewScores(unsaid, unsaid, mask)
         return TokenScores(
             student_logps=inputs["student_logps"].masked_fill(~mask, 0.0),
             teacher_logps=first.logps,
