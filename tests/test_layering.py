@@ -25,7 +25,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "grpo_settings": ({"settings"}, {"trl"}),
     "teacher_config": ({"settings", "context"}, {"trl"}),
     "config": ({"teacher_config", "settings", "record"}, {"trl"}),
-    "trainer": ({"config", "settings", "maths", "context", "teachers", "scoring", "ops", "record"}, {"*"}),
+    "trainer": (
+        {"config", "teacher_config", "settings", "maths", "context", "teachers", "scoring", "ops", "record"},
+        {"*"},
+    ),
     "algorithms": (
         {"trainer", "config", "settings", "grpo_settings", "teacher_config", "maths", "context", "ops"},
         {"torch"},

@@ -9,6 +9,8 @@ from trl_selfdistill import (
     AntiSDConfig,
     AntiSDTrainer,
     EntropyGate,
+    OPSAConfig,
+    OPSATrainer,
     OPSDConfig,
     OPSDTrainer,
     PowerOPDConfig,

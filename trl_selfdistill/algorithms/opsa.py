@@ -82,8 +82,8 @@ class OPSATrainer(TokenSignalTrainer):
 
     The arguments are those of [`~trl.GRPOTrainer`]. `reward_funcs` may be left out; given, they are only logged.
 
-    Differs: tokens are selected among those of a micro-batch, where the released code takes those of a process's step;
-    the loss is divided by all tokens, where the released code counts the selected ones.
+    Differs: tokens are selected among those of a micro-batch in all processes, where the released code takes those of
+    a process's step; the loss is divided by all tokens, where the released code counts the selected ones.
     """
 
     config_class = OPSAConfig
@@ -112,7 +112,8 @@ class OPSATrainer(TokenSignalTrainer):
     def token_advantages(
         self, advantages: Float[Tensor, " B"], scores: TokenScores
     ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
-        shaped = opsa_advantages(
-            scores.student_logps, scores.student_entropy, scores.mask, fraction=self.args.opsa_fraction
-        )
+        logps, entropy = self.gathered(scores.student_logps), self.gathered(scores.student_entropy)
+        mask = self.gathered(scores.mask.int()).bool()
+        everywhere = opsa_advantages(logps, entropy, mask, fraction=self.args.opsa_fraction)
+        shaped = self.own_part(everywhere, scores.mask)
         return shaped, {"opsa/advantage": masked_fill_nan(shaped, shaped < 0)}

@@ -1,5 +1,6 @@
 """Which runs an algorithm is compared with, and why some of them are left out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -39,7 +40,7 @@ def arms_of(command: str, arguments: Arguments, argv: Sequence[str]) -> list[Arm
         reference(command, trainer_class, arguments, name, context)
         for name, context in ((NO_REFERENCE, "none"), (WRONG_REFERENCE, "other_gold"))
     ]
-    arms = [Arm(METHOD, command), *references, without_teacher(command), as_grpo(command, trainer_class)]
+    arms = [Arm(METHOD, command), *references, without_teacher(command, arguments), as_grpo(command, trainer_class)]
     return [checked(arm, trainer_class, argv) for arm in arms]
 
 
@@ -64,13 +65,14 @@ def reference(command: str, trainer_class: Any, arguments: Arguments, name: str,
     return Arm(**arm, changes={"context": context})
 
 
-def without_teacher(command: str) -> Arm:
-    """An exported algorithm that asks no teacher."""
+def without_teacher(command: str, arguments: Arguments) -> Arm:
+    """An exported algorithm that asks no teacher. Its prompts are those of the method, whose default may be its own."""
     trainers = {name: getattr(trl_selfdistill, trainer) for name, trainer in ALGORITHMS.items()}
     found = [name for name, trainer in sorted(trainers.items()) if trainer.views == () and name != command]
     if not found:
         return Arm(NO_TEACHER, command, left_out="the package exports no algorithm without a teacher to compare with")
-    return Arm(NO_TEACHER, found[0])
+    chat = arguments.training.chat_template_kwargs
+    return Arm(NO_TEACHER, found[0], changes={} if chat is None else {"chat_template_kwargs": json.dumps(chat)})
 
 
 def as_grpo(command: str, trainer_class: Any) -> Arm:

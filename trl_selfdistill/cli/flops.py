@@ -87,8 +87,9 @@ def head_products(algorithm: str, *, lora: bool) -> int:
     """Products of the head that a training step makes for each token it scores, the teacher's among them.
 
     With a frozen head (LoRA) `linear_logps` makes the gradient in the forward pass: 2. With a trained one it computes
-    the logits again in the backward pass: 4. That is OPSA; RLRT and AntiSD add the teacher's one. OPSD's divergence makes
-    both sides and all gradients from one computation: 3 and 4. TRL's head always computes the logits again: 3 and 4.
+    the logits again in the backward pass: 4. That is all of OPSA's. RLRT and AntiSD add the teacher's one. OPSD's
+    divergence makes both sides and all gradients from one computation: 3 and 4. TRL's head always computes the logits
+    again: 3 and 4.
     """
     table = {"grpo": (3, 4), "rlrt": (3, 5), "antisd": (3, 5), "opsd": (3, 4), "opsa": (2, 4)}
     if algorithm not in table:

@@ -96,7 +96,7 @@ def preview(trainer: Any, rows: list[Any], completion: str | None) -> int:
     look, failed = Look(trainer.processing_class), []
     for number, row in enumerate(rows):
         if not trainer.views:
-            where = f"row {number}: {trainer._name} asks no teacher"
+            where = f"row {number}: {type(trainer).__name__} asks no teacher"
             print(f"\n== {where}")
             show_alone(look, own_prompt(trainer, row))
             failed += told(where, assertions_alone(trainer, look, row))

@@ -28,7 +28,12 @@ class DataChecks:
     """
 
     def __init__(
-        self, args: SelfDistillConfig, builder: Callable[..., Any] | None, environment: Any, *, asks_teacher: bool
+        self,
+        args: SelfDistillConfig,
+        builder: Callable[..., Any] | None,
+        environment: Any,
+        *,
+        asks_teacher: bool = True,
     ) -> None:
         if builder is not None:
             takes_one(builder, field="context_builder")
@@ -99,7 +104,7 @@ def check_data(
     builder: Callable[..., Any] | None,
     environment: Any,
     *,
-    asks_teacher: bool,
+    asks_teacher: bool = True,
 ) -> DataChecks:
     """Check what a trainer is given. Raises `ValueError` as `DataChecks` does."""
     checks = DataChecks(args, builder, environment, asks_teacher=asks_teacher)

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers.utils import logging
 
@@ -117,6 +117,18 @@ class TokenSignalTrainer(SelfDistillTrainer):
         metrics = {**metrics, **sampler_metrics(inputs, scores)}
         self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics, weights * plain))
         return advantages
+
+    def gathered(self, values: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "C U"]:
+        """The rows of this micro-batch in all processes, padded with zeros. To be called by every process."""
+        for dim in (0, 1):
+            values = self.accelerator.pad_across_processes(values, dim=dim)
+        everywhere: Any = self.accelerator.gather(values)
+        return everywhere
+
+    def own_part(self, everywhere: Float[Tensor, "C U"], like: Shaped[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """The rows of `gathered` that are of this process, in the shape of `like`."""
+        start = len(everywhere) // self.accelerator.num_processes * self.accelerator.process_index
+        return everywhere[start : start + like.size(0), : like.size(1)]
 
     def _scores(self, inputs: dict[str, Any]) -> TokenScores:
         mask = written(inputs) & self._has_signal(inputs).unsqueeze(1)
