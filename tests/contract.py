@@ -8,11 +8,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
+import pytest
 import torch
-from helpers import assert_same_state, build, distill_settings, settings, state_of, step_logs, sums, watch_signals
+from helpers import (
+    HINT_TEMPLATE,
+    assert_same_state,
+    build,
+    distill_settings,
+    settings,
+    state_of,
+    step_logs,
+    sums,
+    watch_signals,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_selfdistill
+from trl_selfdistill.teacher_config import ONLY_TEACHERS
 from trl_selfdistill.trainer import DivergenceTrainer
 
 # What an algorithm needs to be seen at work in six steps. Most need nothing.
@@ -28,11 +41,22 @@ def trainers() -> dict[str, type]:
 
 
 def own_settings(trainer: type) -> dict[str, Any]:
-    return {"context": "gold", "num_generations": 4, **SETTINGS.get(trainer.__name__, {})}
+    return read_by(trainer, {"context": "gold", "num_generations": 4, **SETTINGS.get(trainer.__name__, {})})
+
+
+def read_by(trainer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings `given` without those of a teacher, where the trainer asks none and would refuse them."""
+    return {name: value for name, value in given.items() if trainer.views or name not in ONLY_TEACHERS}
+
+
+def teachers_of(trainer: Any) -> tuple[str, ...]:
+    """The kinds of teacher to be tried; the default alone where none is asked."""
+    return ("live", "base", "ema") if trainer.views else ("live",)
 
 
 def make(trainer: Any, model: Path, tokenizer: Any, folder: Path, *, data: Any = None, **config: Any) -> Any:
-    args = trainer.config_class(**distill_settings(folder, **{**own_settings(trainer), **config}))
+    given = distill_settings(folder, **{**own_settings(trainer), **config})
+    args = trainer.config_class(**read_by(trainer, given))
     return build(trainer, args, str(model), tokenizer, **(data or {}))
 
 
@@ -94,7 +118,7 @@ def equal_prompts_have_no_effect(trainer: Any, model: Path, tokenizer: Any, fold
 def strength_zero_is_grpo(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
     """With TRL's head bit for bit; with ours to 1e-5 over five steps of plain descent (Adam blows up small numbers)."""
     common = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 5}
-    zero = {**own_settings(trainer), **dict.fromkeys(strength_fields(trainer), 0.0), **common}
+    zero: dict[str, Any] = {**own_settings(trainer), **dict.fromkeys(strength_fields(trainer), 0.0), **common}
 
     def run(cls: Any, args: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
         made = build(cls, args, str(model), tokenizer)
@@ -145,6 +169,44 @@ def has_a_card_of_its_own(trainer: Any, model: Path, tokenizer: Any, folder: Pat
     assert "trl-selfdistill" in card
 
 
+OTHER_VALUES = {
+    "context": "gold",
+    "teacher_template": HINT_TEMPLATE,
+    "context_placement": "system",
+    "max_context_tokens": 8,
+    "context_thinking": "remove",
+    "teacher_chat_template_kwargs": {"enable_thinking": True},
+    "teacher_model_kind": "ema",
+    "teacher_update_rate": 0.5,
+    "teacher_sync_steps": 2,
+    "teacher_ema_dtype": "bfloat16",
+}
+
+
+def asks_no_teacher(trainer: Any, model: Path, tokenizer: Any, folder: Path) -> None:
+    """Nothing of a teacher is logged, recorded or claimed, and what only a teacher would read is refused."""
+    made = make(trainer, model, tokenizer, folder, log_token_signals=-1, max_steps=2, log_completions=True)
+    made.train()
+    logged = {key for entry in made.state.log_history for key in entry}
+    assert "self_distill/student_entropy" in logged
+    assert not [key for key in logged if any(word in key for word in ("teacher", "log_ratio", "context"))]
+    for row in pyarrow.parquet.read_table(folder / "token_signals").to_pylist():
+        assert all(value is not None for value in row["student_logps"])
+        assert not any(row[name] for name in ("context", "context_source", "teacher_prompt", "views"))
+        assert not any(value is not None for name in ("teacher_logps", "log_ratio") for value in row[name])
+        assert not any(value is not None for value in row["teacher_entropy"])
+    made.create_model_card(model_name="mine")
+    card = (folder / "README.md").read_text().partition("## Citations")[0]
+    assert "| teacher | none |" in card
+    assert not [word for word in ("teacher's", "u_t", "has_teacher", *ONLY_TEACHERS) if f"`{word}`" in card]
+    assert set(OTHER_VALUES) == set(ONLY_TEACHERS)
+    for name, value in OTHER_VALUES.items():
+        with pytest.raises(ValueError, match=f"{name}=.*asks none"):
+            trainer.config_class(**settings(folder, **{name: value}))
+    with pytest.raises(ValueError, match=r"context_builder: .* asks no teacher"):
+        build(trainer, made.args, str(model), tokenizer, context_builder=lambda rollout: rollout.gold)
+
+
 PROMISES = [
     trains_with_finite_metrics,
     takes_plain_text,
@@ -154,4 +216,15 @@ PROMISES = [
     evaluation_leaves_the_state_alone,
     row_weights_weigh_everything,
     has_a_card_of_its_own,
+    asks_no_teacher,
 ]
+NEEDS: dict[Any, Any] = {
+    equal_prompts_have_no_effect: lambda trainer: trainer.views,
+    strength_zero_is_grpo: strength_fields,  # without a strength there is no GRPO to go back to
+    asks_no_teacher: lambda trainer: not trainer.views,
+}
+"""What a class must have for a promise to mean anything. The others are every trainer's."""
+
+
+def promises_of(trainer: Any) -> list[Any]:
+    return [promise for promise in PROMISES if promise not in NEEDS or NEEDS[promise](trainer)]

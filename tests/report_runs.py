@@ -52,21 +52,37 @@ def made_row(index: int, step: int, length: int, rng: random.Random, **changes: 
     }
 
 
-def made_run(folder: Path, *, steps: int = 3, rows: int = 8, length: int = 24, **changes: Any) -> Path:
-    """The folder of a run of `steps` logging steps."""
+def untaught_row(length: int) -> dict[str, Any]:
+    """What differs in a row of an algorithm that asks no teacher."""
+    unsaid = ("teacher_logps", "log_ratio", "teacher_entropy")
+    return {
+        **dict.fromkeys(("context", "context_source", "teacher_prompt")),
+        **{name: [None] * length for name in unsaid},
+        **{name: [-1.0] * length for name in ("student_logps", "weight", "advantage")},
+        "student_entropy": [0.5] * length,
+        "row_advantage": 0.0,
+    }
+
+
+def made_run(
+    folder: Path, *, steps: int = 3, rows: int = 8, length: int = 24, taught: bool = True, **changes: Any
+) -> Path:
+    """The folder of a run of `steps` logging steps. `taught=False` is that of an algorithm without a teacher."""
     rng = random.Random(str(folder.name))
-    about = {"run": "made", "trainer": "RLRT", "weight": "rlrt/weight"}
+    about = {"run": "made", "trainer": "RLRT", "weight": "rlrt/weight", "views": "teacher"}
+    if not taught:
+        about |= {"trainer": "OPSA", "weight": "opsa/advantage", "views": ""}
+        changes = {**untaught_row(length), **changes}
     for step in range(1, steps + 1):
         made = [made_row(i, step, length, rng, **changes) for i in range(rows)]
         write_rows(folder / FOLDER, f"step_{step:06d}", made, about)
         logs = {
             "reward": step / steps,
             "self_distill/correct": 0.8 * step / steps,
-            "self_distill/has_teacher": 5 / 6,
+            **({"self_distill/has_teacher": 5 / 6, "self_distill/teacher_entropy": 0.5} if taught else {}),
             "completions/mean_length": float(length),
             "completions/epistemic_words": 2.0 / step,
             "self_distill/student_entropy": 0.8,
-            "self_distill/teacher_entropy": 0.5,
         }
         append_history(folder, "made", step, logs)
     return folder

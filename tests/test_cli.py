@@ -448,6 +448,13 @@ def test_a_run_from_a_recipe_and_its_dry_run(capsys, here, model_dir):
     assert (here / "out/model.safetensors").is_file()
 
 
+def test_the_dry_run_of_an_algorithm_without_a_teacher(capsys, here, model_dir):
+    assert main(["opsa", "--config", recipe(here, model_dir, teacher_template=None), "--dry-run"]) == 0
+    assert "none: OPSATrainer asks no teacher" in capsys.readouterr().out
+    error = error_of(capsys, "opsa", "--config", recipe(here, model_dir), "--context", "gold")
+    assert "context='gold', teacher_template=" in error and "is of an algorithm that asks none" in error
+
+
 def test_the_dry_run_shows_placeholders_for_rollouts(capsys, here, model_dir):
     assert main(["antisd", "--config", recipe(here, model_dir, context="peer"), "--dry-run"]) == 0
     assert "[(a rollout of the policy will stand here)]0+0=" in capsys.readouterr().out

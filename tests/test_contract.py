@@ -12,12 +12,15 @@ from trl_selfdistill.trainer import TokenSignalTrainer
 TRAINERS = contract.trainers()
 
 
-@pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", TRAINERS)
-def test_promises(name, promise, model_dir, tokenizer, tmp_path):
-    trainer = TRAINERS[name]
-    if promise is contract.strength_zero_is_grpo and not contract.strength_fields(trainer):
-        return  # an algorithm without a strength has no GRPO to go back to
+PROMISES = [
+    pytest.param(trainer, promise, id=f"{name}-{promise.__name__}")
+    for name, trainer in TRAINERS.items()
+    for promise in contract.promises_of(trainer)
+]
+
+
+@pytest.mark.parametrize(("trainer", "promise"), PROMISES)
+def test_promises(trainer, promise, model_dir, tokenizer, tmp_path):
     promise(trainer, model_dir, tokenizer, tmp_path)
 
 
@@ -87,6 +90,19 @@ class LogsNothingness(Wrong):
         return super().token_advantages(advantages, scores)
 
 
+class AsksNobodyAndReadsTheAnswer(Wrong):
+    views = ()
+
+
+class TakesSettingsOfNoUse(Wrong):
+    """Its configuration does not call `check_no_teacher`."""
+
+    views = ()
+
+    def token_advantages(self, advantages, scores):
+        return advantages.unsqueeze(1) + scores.student_logps, {}
+
+
 BROKEN = [
     (ReturnsNaN, contract.trains_with_finite_metrics, ValueError, "returned NaN or infinite advantages"),
     (ReturnsAnotherShape, contract.trains_with_finite_metrics, ValueError, r"must return a tensor \(B, T\)"),
@@ -94,6 +110,8 @@ BROKEN = [
     (IsNeverGRPO, contract.strength_zero_is_grpo, AssertionError, None),
     (StepsInEvaluation, contract.evaluation_leaves_the_state_alone, AssertionError, None),
     (ForgetsTheRowWeight, contract.row_weights_weigh_everything, AssertionError, "tensors differ"),
+    (AsksNobodyAndReadsTheAnswer, contract.trains_with_finite_metrics, ValueError, "returned NaN or infinite"),
+    (TakesSettingsOfNoUse, contract.asks_no_teacher, pytest.fail.Exception, "DID NOT RAISE"),
     (LogsNothingness, contract.trains_with_finite_metrics, AssertionError, "no finite numbers"),
 ]
 

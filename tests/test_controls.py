@@ -31,15 +31,19 @@ def test_the_arms_of_an_algorithm_with_a_strength():
     assert found[NO_REFERENCE].options == ["--context", "none"]
     assert found[WRONG_REFERENCE].options == ["--context", "other_gold"]
     assert found[GRPO].options == ["--rlrt_strength", "0", "--row_weight", "none"]
-    free = [name for name, t in control_arms.ALGORITHMS.items() if getattr(trl_selfdistill, t).views == ()]
-    assert found[NO_TEACHER].command == (min(free) if free else "rlrt")
-    assert bool(found[NO_TEACHER].left_out) == (not free)
+    assert (found[NO_TEACHER].command, found[NO_TEACHER].options, found[NO_TEACHER].left_out) == ("opsa", [], "")
 
 
 def test_arms_that_make_no_sense_are_left_out_with_one_line():
     found = arms("opsd")
     assert "u = 0" not in found[NO_REFERENCE].left_out  # its teacher has the base weights
     assert "no strength that could be 0" in found[GRPO].left_out
+    # Its student does not think: neither does that of the arm.
+    assert found[NO_TEACHER].options == ["--chat_template_kwargs", '{"enable_thinking": false}']
+    alone = arms("opsa")
+    assert [name for name, arm in alone.items() if not arm.left_out] == [METHOD]
+    assert "opsa asks no teacher" in alone[WRONG_REFERENCE].left_out
+    assert "no algorithm without a teacher to compare with" in alone[NO_TEACHER].left_out
     live = arms("rlrt")
     assert "u = 0" in live[NO_REFERENCE].left_out and "teacher_model_kind" in live[NO_REFERENCE].left_out
     thinking = arms("rlrt", "--teacher_chat_template_kwargs", '{"enable_thinking": true}')
@@ -56,6 +60,11 @@ def test_settings_of_one_algorithm_do_not_reach_another():
     assert recipe == {"max_steps": 2}
     assert kept == ["--learning_rate", "1e-6", "--seeds_of", "1", "2"]
     assert adapted({"rlrt_clip": 0.2}, options, method="rlrt", arm="rlrt") == ({"rlrt_clip": 0.2}, options)
+    given = {"context": "peer", "teacher_template": "{context}", "privileged_context_column": "answer"}
+    more = ["--teacher_model_kind", "base", "--max_steps", "2"]
+    without = ({"privileged_context_column": "answer"}, ["--max_steps", "2"])
+    assert adapted(given, more, method="rlrt", arm="opsa") == without
+    assert adapted(given, more, method="rlrt", arm="rlsd") == (given, more)
 
 
 def test_the_end_of_a_run_is_its_last_quarter():
@@ -137,20 +146,22 @@ def test_every_arm_runs_and_a_crash_does_not_lose_the_others(here, model_dir, ca
     out = capsys.readouterr().out
     assert "no_reference, seed 42: failed: exit status 1" in out
     runs = {run["arm"]: run for run in json.loads((here / "out/controls.json").read_text())["runs"]}
-    assert [name for name, run in runs.items() if run["status"] == "finished"] == [METHOD, WRONG_REFERENCE, GRPO]
-    for run in (runs[METHOD], runs[WRONG_REFERENCE], runs[GRPO]):
+    others = [METHOD, WRONG_REFERENCE, NO_TEACHER, GRPO]
+    assert [name for name, run in runs.items() if run["status"] == "finished"] == others
+    for run in map(runs.get, others):
         result = run["result"]
         assert result["steps"] == 2 and 0.0 <= result["reward"] <= 1.0 and result["seconds"] > 0
         assert 0.0 <= result["eval_before"] <= 1.0 and 0.0 <= result["eval_after"] <= 1.0
         assert (here / f"out/{run['arm']}/seed-42/model.safetensors").is_file()
     assert runs[WRONG_REFERENCE]["result"]["has_teacher"] == 1.0
+    assert runs[NO_TEACHER]["result"]["has_teacher"] is None and runs[NO_TEACHER]["result"]["log_ratio"] is None
     assert runs[WRONG_REFERENCE]["command"].startswith("trl-selfdistill rlrt --config out/wrong_reference/seed-42/")
     # Once more: what is finished is not run again, what failed is.
     ran.clear()
     in_this_process(monkeypatch)
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert out.count("finished already") == 3 and "no_reference, seed 42: finished in" in out
+    assert out.count("finished already") == 4 and "no_reference, seed 42: finished in" in out
     assert "\nno_reference" in out.partition("arm ")[2]
     assert "other settings" in error_of(capsys, *argv, "--max_steps", "1")
 
@@ -161,7 +172,8 @@ def test_the_arms_run_in_processes_of_their_own(here, model_dir, capsys):
     file = recipe(here, model_dir, reward_funcs=None, num_generations=1)
     assert main(["controls", "opsd", "--config", file, "--seeds", "3"]) == 0
     runs = {run["arm"]: run for run in json.loads((here / "out/controls.json").read_text())["runs"]}
-    assert [runs[name]["status"] for name in (METHOD, NO_REFERENCE, WRONG_REFERENCE)] == ["finished"] * 3
+    ran = (METHOD, NO_REFERENCE, WRONG_REFERENCE, NO_TEACHER)
+    assert [runs[name]["status"] for name in ran] == ["finished"] * 4
     assert runs[GRPO]["status"] == "left out"
     assert (here / "out/method/seed-3/log.txt").read_text()
     assert runs[METHOD]["result"]["reward"] is None

@@ -16,7 +16,12 @@ from test_sharded import EVERY, KINDS, Cell, finished, is_refused, launch_once, 
 
 pytestmark = pytest.mark.distributed
 TEACHERS = ("live", "base", "ema")
-RUNS = list(itertools.product(contract.trainers(), TEACHERS, (False, True)))
+RUNS = [
+    (name, teacher, lora)
+    for name, trainer in contract.trainers().items()
+    for teacher in contract.teachers_of(trainer)
+    for lora in (False, True)
+]
 """Trainer, teacher, and whether an adapter is trained."""
 TOLERANCE = 1e-4
 SMALL = 1e-3

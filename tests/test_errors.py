@@ -67,7 +67,7 @@ def test_plain_text_with_chat_markers_is_refused(model_dir, tokenizer, tmp_path)
     make(model_dir, tokenizer, tmp_path, config=system, train_dataset=dataset)
 
 
-@pytest.mark.parametrize("trainer", contract.trainers().values())
+@pytest.mark.parametrize("trainer", [trainer for trainer in contract.trainers().values() if trainer.views])
 def test_plain_text_comes_after_the_context(trainer, model_dir, tokenizer, tmp_path):
     dataset = Dataset.from_dict({"prompt": ["1+1="] * 8, "solution": ["2"] * 8})
     config = trainer.config_class(**{**distill_settings(tmp_path), "teacher_template": None})

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opsa import OPSAConfig, opsa_advantages
 
+from trl_selfdistill.algorithms.opsa import OPSAConfig, opsa_advantages
 from trl_selfdistill.algorithms.power_opd import PowerOPDConfig, power_opd_rewards
 from trl_selfdistill.algorithms.rlcsd import RLCSDConfig, rlcsd_advantages
 from trl_selfdistill.algorithms.rlsd import RLSDConfig, rlsd_advantages, rlsd_strength, rlsd_weights

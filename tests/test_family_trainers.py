@@ -3,10 +3,10 @@
 import pytest
 import torch
 from contract import make
-from helpers import build, distill_settings, step_logs, watch_signals
-from opsa import OPSATrainer
+from helpers import build, distill_settings, settings, step_logs, watch_signals
 
 from trl_selfdistill import (
+    OPSATrainer,
     OPSDConfig,
     OPSDTrainer,
     PowerOPDConfig,
@@ -164,7 +164,7 @@ def test_power_opd_needs_no_reward_but_for_peers(model_dir, tokenizer, tmp_path)
 
 
 def test_opsa_needs_no_teacher_no_reward_and_no_solution(model_dir, tokenizer, tmp_path, caplog):
-    config = OPSATrainer.config_class(**distill_settings(tmp_path, max_steps=1))
+    config = OPSATrainer.config_class(**settings(tmp_path, max_steps=1))
     assert "asks the policy what it thinks of itself" not in caplog.text
     trainer = build(OPSATrainer, config, str(model_dir), tokenizer, reward_funcs=None)
     seen = watch_signals(trainer)

@@ -108,7 +108,7 @@ def kinds(base: type) -> list[type]:
 @pytest.mark.parametrize("trainer", kinds(TokenSignalTrainer))
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_sequence_ratio_is_refused_in_every_loss_that_loses_token_credit(trainer, loss, tmp_path):
-    given = distill_settings(tmp_path, importance_sampling_level="sequence", loss_type=loss)
+    given = settings(tmp_path, importance_sampling_level="sequence", loss_type=loss)
     if loss in KEEPS_TOKEN_CREDIT:
         trainer.config_class(**given)
         return

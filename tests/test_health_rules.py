@@ -130,6 +130,13 @@ def test_rewards_that_are_not_in_the_loss_need_no_spread():
     assert found(entries, Facts("OPSD", "", "", learns_from_rewards=False)) == {}
 
 
+def test_where_no_teacher_is_asked_no_solution_leaks():
+    opsa = Facts("OPSA", "", "", learns_from_rewards=False, asks_teacher=False)
+    for name, ill, _ in CASES:
+        if name in ("leakage", "leakage_rise"):
+            assert name in found(ill) and found(ill, opsa) == {}
+
+
 @pytest.mark.parametrize("given", [{"leakge": 0.1}, {"leakage": "much"}, {"leakage": -1}, {"leakage": True}])
 def test_thresholds_that_cannot_be(given):
     with pytest.raises(ValueError, match=r"Did you mean 'leakage'\?|must be a number of at least 0") as error:

@@ -1,5 +1,6 @@
 """Each algorithm learns on the tiny policy, from about 23 %, and fails where it should, visibly. About 20 s a run."""
 
+import contract
 import pytest
 from helpers import HINT_TEMPLATE, exact_reward, settings, step_logs, sums
 from peft import LoraConfig
@@ -9,6 +10,8 @@ from trl_selfdistill import (
     AntiSDConfig,
     AntiSDTrainer,
     EntropyGate,
+    OPSAConfig,
+    OPSATrainer,
     OPSDConfig,
     OPSDTrainer,
     PowerOPDConfig,
@@ -38,7 +41,8 @@ COMMON = {
 def train(tiny, tmp_path, trainer_class, config_class, *, reward=exact_reward, peft=None, **overrides):
     model, tokenizer = tiny
     before = accuracy(model, tokenizer)
-    config = config_class(**settings(tmp_path, **{**COMMON, **overrides}))
+    given = settings(tmp_path, **{**COMMON, **overrides})
+    config = config_class(**contract.read_by(trainer_class, given))
     trainer = trainer_class(model, reward, config, sums(repeat=20), processing_class=tokenizer, peft_config=peft)
     trainer.train()
     after = accuracy(trainer.model, tokenizer)
@@ -67,6 +71,13 @@ def test_the_family_that_needs_rewards(trainer, config, tiny, tmp_path):
 def test_power_opd_without_any_reward(tiny, tmp_path):
     after, _ = train(tiny, tmp_path, PowerOPDTrainer, PowerOPDConfig, reward=None, max_steps=120)
     assert after > 0.7
+
+
+def test_opsa_grows_sure_of_what_it_says_already_right_or_wrong(tiny, tmp_path):
+    """Nothing tells it what is right, and most of what this policy says is wrong."""
+    after, logs = train(tiny, tmp_path, OPSATrainer, OPSAConfig, max_steps=120)
+    assert after < 0.15
+    assert logs[-1]["self_distill/student_entropy"] < 0.2 * logs[0]["self_distill/student_entropy"]
 
 
 def test_antisd_with_its_gate(tiny, tmp_path):

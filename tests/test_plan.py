@@ -12,7 +12,7 @@ from helpers import ROOT
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from trl_selfdistill.cli import plan
-from trl_selfdistill.cli.flops import Shape, predicted_flops
+from trl_selfdistill.cli.flops import Shape, predicted_flops, teacher_flops
 from trl_selfdistill.cli.memory import estimate_memory
 from trl_selfdistill.cli.plan_costs import CHUNK_BYTES, Job, Setup, communication_bytes, memory, seconds, training_bytes
 from trl_selfdistill.cli.plan_tables import GIB, GPUS, MODELS, find_decoder
@@ -68,6 +68,14 @@ def test_a_cpu_scores_the_prompt_in_trls_head_only():
     for algorithm in ("grpo", "rlrt", "opsd"):
         here, there = (predicted_flops(SMOLLM2.sizes, shape, algorithm, lora=True, triton=t) for t in (False, True))
         assert here - there == (8 * 63 * 3 * 2 * 576 * 49152 if algorithm == "grpo" else 0)
+
+
+def test_an_algorithm_without_a_teacher_pays_for_none():
+    shape = Shape(64, 192, 128, 8)
+    opsa, rlrt = (predicted_flops(SMOLLM2.sizes, shape, algorithm, lora=True) for algorithm in ("opsa", "rlrt"))
+    assert rlrt - opsa == sum(teacher_flops(SMOLLM2.sizes, shape, lora=True, shared=True))
+    job = plan.read_job(plan.parser().parse_args(["--model", "8b", "--gpus", "8", "--algorithm", "opsa"]))
+    assert {found.seconds.teacher for found in plan.plans(job)} == {0.0}
 
 
 def test_memory_is_that_which_was_measured():

@@ -1,6 +1,5 @@
 """Several processes, and restarts. Every test asserts the number of processes that it ran with."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ TRAINERS = {name: contract.SETTINGS.get(name, {}) for name in contract.trainers(
 
 
 def resume_settings(folder, trainer, **overrides):
-    return distill_settings(
+    given = distill_settings(
         folder,
         **{
             "max_steps": 6,
@@ -74,11 +73,18 @@ def resume_settings(folder, trainer, **overrides):
             **overrides,
         },
     )
+    return contract.read_by(contract.trainers()[trainer], given)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["live", "base", "ema"])
-@pytest.mark.parametrize("trainer", TRAINERS)
+COMBINATIONS = [
+    (name, kind, lora)
+    for name, trainer in contract.trainers().items()
+    for kind in contract.teachers_of(trainer)
+    for lora in (False, True)
+]
+
+
+@pytest.mark.parametrize(("trainer", "kind", "lora"), COMBINATIONS)
 def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer, kind, lora, model_dir, tmp_path):
     def run(name: str, **job):
         config = resume_settings(tmp_path / name, trainer, teacher_model_kind=kind)
@@ -98,11 +104,11 @@ def test_six_steps_are_three_steps_a_save_a_new_process_and_three_steps(trainer,
         assert whole.log[-1]["antisd/strength"] in (0.0, 0.5)
 
 
-KINDS = list(itertools.product(("live", "base", "ema"), (False, True)))
-# `make test` has one for each trainer, and all of them by turns.
-FEW = [(trainer, *KINDS[place % len(KINDS)]) for place, trainer in enumerate(TRAINERS)]
-REST = [(trainer, *kind) for trainer in TRAINERS for kind in KINDS if (trainer, *kind) not in FEW]
-COMBINATIONS = [*FEW, *(pytest.param(*one, marks=pytest.mark.apart) for one in REST)]
+# On two processes `make test` has one for each trainer, and all of them by turns.
+FEW = [
+    cells[place % len(cells)] for place, cells in enumerate([c for c in COMBINATIONS if c[0] == t] for t in TRAINERS)
+]
+REST = [cell for cell in COMBINATIONS if cell not in FEW]
 # To compare numbers of processes: sampled rollouts would differ, for every process has a seed of its own.
 COMPARED = {"scripted": True, "teacher_model_kind": "ema", "optim": "sgd", "learning_rate": 0.1}
 
@@ -153,7 +159,9 @@ def launch_restarts(group: str, folder: Path, model_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "kind", "lora"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("trainer", "kind", "lora"), [*FEW, *(pytest.param(*cell, marks=pytest.mark.apart) for cell in REST)]
+)
 def test_two_processes_go_on_as_if_never_stopped(trainer, kind, lora, launched):
     folder = launched("few" if (trainer, kind, lora) in FEW else "rest")
     whole, resumed = (read_result(folder / f"{run}-{trainer}-{kind}-{lora}", 2) for run in ("whole", "resumed"))

@@ -15,6 +15,8 @@ SURFACE = [
     "AntiSDTrainer",
     "Context",
     "EntropyGate",
+    "OPSAConfig",
+    "OPSATrainer",
     "OPSDConfig",
     "OPSDTrainer",
     "PowerOPDConfig",
@@ -105,6 +107,6 @@ def test_every_metric_is_documented(name, model_dir, tokenizer, tmp_path):
     trainer.train()
     ours = ("self_distill/", "completions/epistemic", "completions/mentions", f"{trainer._name.lower()}/")
     keys = {key for entry in trainer.state.log_history for key in entry if key.startswith(ours)}
-    assert len(keys) > 10
+    assert len(keys) > (10 if trainer.views else 7)
     text = docs()
     assert not [key for key in sorted(keys) if f"`{key}`" not in text]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import contract
 import pytest
 import yaml
 from filelock import FileLock
@@ -161,6 +162,7 @@ def test_the_scripts_train_from_the_command_line(name, model_dir, tmp_path):
         "lora_target_modules": "all-linear",
         "teacher_template": "[{context}]{prompt}",
     }
+    arguments = contract.read_by(contract.trainers()[TRAINERS[name]], arguments)
     flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     run_script(str(ROOT / f"examples/{name}.py"), *flags)
     assert (tmp_path / "out/adapter_model.safetensors").exists()

@@ -206,6 +206,37 @@ def test_the_command(run_folder, tmp_path, capsys):
     assert main(["report", str(other)]) == 0 and (other / "report.html").exists()
 
 
+def test_where_no_teacher_is_asked_nothing_is_said_of_one(tmp_path):
+    folder = made_run(tmp_path / "alone", taught=False)
+    assert main(["report", str(folder), "--png"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "<h1>What the algorithm did</h1>" in page
+    data = Data(page).json
+    (run,) = data["runs"]
+    assert run["teacher"] is False
+    assert not {"u", "ht"} & data["scales"].keys() and {"d", "hs", "w"} <= data["scales"].keys()
+    stats = run["all"]
+    assert stats["tokens"] == 3 * 8 * 24 == sum(kind[1] for kind in stats["kinds"])
+    assert stats["density"] == [] == stats["positions"]
+    assert all((u, effect) == (None, -1.0) for _, _, u, effect in stats["kinds"])
+    assert not stats["most"] and stats["least"]
+    assert sorted(path.name for path in (folder / "report").iterdir()) == ["steps.png", "tokens.png"]
+    both = page_of([read_run(folder), read_run(made_run(tmp_path / "taught"))])
+    assert "<h1>What the teacher said</h1>" in both
+    assert [each["teacher"] for each in Data(both).json["runs"]] == [False, True]
+
+
+def test_in_a_browser_neither_is_anything_shown_of_one(browser, tmp_path):
+    folder = made_run(tmp_path / "alone", taught=False)
+    write_report([folder], folder / "r.html")
+    with Opened(browser, folder / "r.html") as page:
+        shown = page.inner_text("main").lower()
+        assert "advantage" in shown
+        assert not [word for word in ("teacher", "mean u", "nats: blue") if word in shown]
+        page.hover(".t")
+        assert "teacher" not in page.inner_text("#tip").lower() and "\nu\n" not in page.inner_text("#tip")
+
+
 def test_mistakes_have_one_line(tmp_path, capsys, monkeypatch):
     assert main(["report", str(tmp_path)]) == 2
     assert "log_token_signals" in capsys.readouterr().err

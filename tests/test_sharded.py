@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import contract
 import pytest
 import torch
 from accelerate.utils import DistributedType
@@ -153,7 +154,7 @@ def write_cell(kind_name: str, folder: Path, model_dir: Path, name: str, cell: C
     write_job(
         out,
         trainer=f"{cell.trainer}Trainer",
-        config=distill_settings(out / "run", **config),
+        config=contract.read_by(contract.trainers()[f"{cell.trainer}Trainer"], distill_settings(out / "run", **config)),
         processes=processes,
         lora=cell.lora,
         scripted=True,

@@ -7,6 +7,7 @@ from trl_selfdistill._compat import check_trl
 
 if TYPE_CHECKING:
     from trl_selfdistill.algorithms.antisd import AntiSDConfig, AntiSDTrainer
+    from trl_selfdistill.algorithms.opsa import OPSAConfig, OPSATrainer
     from trl_selfdistill.algorithms.opsd import OPSDConfig, OPSDTrainer
     from trl_selfdistill.algorithms.power_opd import PowerOPDConfig, PowerOPDTrainer
     from trl_selfdistill.algorithms.rlcsd import RLCSDConfig, RLCSDTrainer
@@ -31,6 +32,8 @@ __all__ = [
     "ContextMemory",
     "EntropyGate",
     "LessonMemory",
+    "OPSAConfig",
+    "OPSATrainer",
     "OPSDConfig",
     "OPSDTrainer",
     "PowerOPDConfig",
@@ -53,6 +56,7 @@ __all__ = [
 # A public name is imported when it is asked for, as in TRL: torch takes seconds, and `--help` does not need it.
 _HOME = {
     "algorithms.antisd": ("AntiSDConfig", "AntiSDTrainer"),
+    "algorithms.opsa": ("OPSAConfig", "OPSATrainer"),
     "algorithms.opsd": ("OPSDConfig", "OPSDTrainer"),
     "algorithms.power_opd": ("PowerOPDConfig", "PowerOPDTrainer"),
     "algorithms.rlcsd": ("RLCSDConfig", "RLCSDTrainer"),

@@ -4,8 +4,9 @@ They are refused before anything is loaded. Field by field: `docs/grpo_settings.
 """
 
 import warnings
-from dataclasses import fields
 from typing import Any
+
+from trl_selfdistill.settings import changed_settings
 
 KEEPS_TOKEN_CREDIT = ("cispo", "vespo")
 """Losses in which a token's advantage weighs that token's own gradient, whatever `importance_sampling_level` is."""
@@ -95,12 +96,8 @@ def check_no_policy_loss(args: Any, *, way_out: str) -> None:
 
     Raises `ValueError` that names all fields that are not at `GRPOConfig`'s default.
     """
-    names = (*POLICY_LOSS_FIELDS, "policy_logps")
-    defaults = {f.name: f.default for f in fields(args) if f.name in names}
-    changed = [name for name, default in defaults.items() if getattr(args, name) != default]
-    if changed:
-        given = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
-        kept = ", ".join(f"{name}={defaults[name]!r}" for name in changed)
+    given, kept = changed_settings(args, (*POLICY_LOSS_FIELDS, "policy_logps"))
+    if given:
         raise ValueError(
             f"{given}: this acts on GRPO's loss, which the divergence replaces, and would do nothing. Set {kept} (the "
             f"default), or {way_out}."

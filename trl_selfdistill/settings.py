@@ -4,7 +4,7 @@ import logging
 import types
 import warnings
 from collections.abc import Iterable
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, fields
 from inspect import get_annotations
 from typing import Any, Union, get_args, get_origin
 
@@ -107,6 +107,14 @@ def default_of(field: Field) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
+def changed_settings(args: Any, names: Iterable[str]) -> tuple[str, str]:
+    """(those of the fields `names` that are not at the default of their class, those defaults), for a message."""
+    defaults = {f.name: default_of(f) for f in fields(args) if f.name in names}
+    changed = [name for name, default in defaults.items() if getattr(args, name) != default]
+    given = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
+    return given, ", ".join(f"{name}={defaults[name]!r}" for name in changed)
+
+
 def check_teacher(args: Any) -> None:
     """Raise `ValueError` for a teacher that does not exist."""
     if args.teacher_model_kind not in TEACHER_KINDS:
@@ -142,10 +150,10 @@ def check_health(args: Any) -> None:
     thresholds_of(args.health_thresholds)
 
 
-def check_types(args: Any, fields: Iterable[Field]) -> None:
+def check_types(args: Any, own: Iterable[Field]) -> None:
     """Raise `ValueError` for a value of another type than its field's: the string "0.5" is no number."""
     kinds = {name: kind for cls in reversed(type(args).__mro__) for name, kind in get_annotations(cls).items()}
-    for field in fields:
+    for field in own:
         value, kind = getattr(args, field.name), kinds[field.name]  # argument parsers overwrite `field.type`
         if not _is_a(value, kind):
             hint = " Pass functions as context_builder." if field.name == "context" and callable(value) else ""

@@ -1,12 +1,13 @@
 """The configuration fields that say what the teacher is shown, and whose weights it has."""
 
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from typing import Any
 
 from trl import GRPOConfig
 
 from trl_selfdistill.context.builders import NAMES
-from trl_selfdistill.settings import TEACHER_KINDS
+from trl_selfdistill.settings import TEACHER_KINDS, changed_settings
 
 
 @dataclass
@@ -109,3 +110,22 @@ class TeacherConfig(GRPOConfig):
         default="float32",
         metadata={"help": "Precision of the 'ema' teacher's weights.", "choices": ["float32", "bfloat16"]},
     )
+
+
+ROLLOUT_FIELDS = ("privileged_context_column", "feedback_column")
+"""What a `Rollout` knows, which functions such as a `row_weight` may read without any teacher."""
+ONLY_TEACHERS = tuple(name for name in get_annotations(TeacherConfig) if name not in ROLLOUT_FIELDS)
+"""Fields that act on a teacher and on nothing else."""
+
+
+def check_no_teacher(args: Any) -> None:
+    """Refuse each field that only a teacher reads, for an algorithm that asks none.
+
+    Raises `ValueError` that names all of them that are not at the default of the configuration `args`.
+    """
+    given, kept = changed_settings(args, ONLY_TEACHERS)
+    if given:
+        raise ValueError(
+            f"{given}: this acts on a teacher. {type(args).__name__} is of an algorithm that asks none, and it would "
+            f"do nothing. Set {kept} (the default), or leave it out."
+        )

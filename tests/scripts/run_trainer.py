@@ -59,7 +59,7 @@ def record_batches(trainer: Any, contexts: list[str | None]) -> list[dict[str, A
                 "prompt": inputs[i]["prompt"][-1]["content"],
                 "completion": batch["completion_ids"][i][mask[i]].tolist(),
                 "advantages": advantages[i][mask[i]].tolist(),
-                "context": contexts[i],
+                "context": contexts[i] if trainer.views else None,
             }
             for i in range(len(inputs))
         ]
@@ -149,6 +149,7 @@ def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
             contexts.append(None if context is None else context.text)
             return context
 
+    own_builder = RecordedMemory(**job["memory"]) if "memory" in job else recorded_builder
     rewarded = job["trainer"] != "OPSDTrainer" or config.opsd_policy_weight > 0
     trainer = trainer_class(
         model,
@@ -158,7 +159,7 @@ def make_trainer(job: dict[str, Any], contexts: list[str | None]) -> Any:
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if job.get("lora") else None,
         rollout_func=scripted_rollouts if job.get("scripted") else None,
-        context_builder=RecordedMemory(**job["memory"]) if "memory" in job else recorded_builder,
+        context_builder=own_builder if trainer_class.views else None,
     )
     return trainer
 

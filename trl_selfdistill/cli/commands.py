@@ -9,6 +9,7 @@ ALGORITHMS = {
 
 SUMMARIES = {
     "antisd": "pushes tokens away from what the teacher expects, behind an entropy gate; needs rewards",
+    "opsa": "without a teacher: pushes down the tokens that the policy found least likely; needs no reward",
     "opsd": "pulls every token toward the teacher, who sees the gold solution; needs no reward",
     "poweropd": "rewards each token by how much more probable the teacher finds it; needs no reward",
     "rlcsd": "adds what a right hint says of a token and a wrong one does not; needs rewards",

@@ -1,5 +1,6 @@
 """Which runs an algorithm is compared with, and why some of them are left out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -8,6 +9,7 @@ import trl_selfdistill
 from trl_selfdistill.cli.arguments import Arguments, field_names, parse, read_command_line
 from trl_selfdistill.cli.commands import ALGORITHMS
 from trl_selfdistill.cli.errors import UserError
+from trl_selfdistill.teacher_config import ONLY_TEACHERS
 from trl_selfdistill.trainer import SelfDistillTrainer
 
 METHOD, NO_REFERENCE, WRONG_REFERENCE = "method", "no_reference", "wrong_reference"
@@ -38,7 +40,7 @@ def arms_of(command: str, arguments: Arguments, argv: Sequence[str]) -> list[Arm
         reference(command, trainer_class, arguments, name, context)
         for name, context in ((NO_REFERENCE, "none"), (WRONG_REFERENCE, "other_gold"))
     ]
-    arms = [Arm(METHOD, command), *references, without_teacher(command), as_grpo(command, trainer_class)]
+    arms = [Arm(METHOD, command), *references, without_teacher(command, arguments), as_grpo(command, trainer_class)]
     return [checked(arm, trainer_class, argv) for arm in arms]
 
 
@@ -63,13 +65,14 @@ def reference(command: str, trainer_class: Any, arguments: Arguments, name: str,
     return Arm(**arm, changes={"context": context})
 
 
-def without_teacher(command: str) -> Arm:
-    """An exported algorithm that asks no teacher."""
+def without_teacher(command: str, arguments: Arguments) -> Arm:
+    """An exported algorithm that asks no teacher. Its prompts are those of the method, whose default may be its own."""
     trainers = {name: getattr(trl_selfdistill, trainer) for name, trainer in ALGORITHMS.items()}
     found = [name for name, trainer in sorted(trainers.items()) if trainer.views == () and name != command]
     if not found:
         return Arm(NO_TEACHER, command, left_out="the package exports no algorithm without a teacher to compare with")
-    return Arm(NO_TEACHER, found[0])
+    chat = arguments.training.chat_template_kwargs
+    return Arm(NO_TEACHER, found[0], changes={} if chat is None else {"chat_template_kwargs": json.dumps(chat)})
 
 
 def as_grpo(command: str, trainer_class: Any) -> Arm:
@@ -93,9 +96,14 @@ def checked(arm: Arm, trainer_class: Any, argv: Sequence[str]) -> Arm:
 
 
 def adapted(recipe: dict[str, Any], options: Sequence[str], *, method: str, arm: str) -> tuple[dict[str, Any], list]:
-    """(recipe, options) without the settings that the algorithm `method` has and `arm` does not."""
-    own, others = (field_names(getattr(trl_selfdistill, ALGORITHMS[name]).config_class) for name in (method, arm))
-    gone, kept, keep = own - others, [], True
+    """(recipe, options) without what the algorithm `arm` does not read.
+
+    That is what only `method` has, and what only a teacher reads where `arm` asks none.
+    """
+    theirs, its = (getattr(trl_selfdistill, ALGORITHMS[name]) for name in (method, arm))
+    gone = field_names(theirs.config_class) - field_names(its.config_class)
+    gone |= set() if its.views or arm == method else set(ONLY_TEACHERS)
+    kept, keep = [], True
     for text in options:
         if text.startswith("--"):
             keep = text.removeprefix("--").partition("=")[0].replace("-", "_") not in gone

@@ -3,6 +3,7 @@
 from trl_selfdistill.cli.options import Options, add_data, add_model, add_sampling
 
 ALGORITHMS = ("opsd", "rlrt", "antisd")
+"""Whose templates there are to choose from. An algorithm without a teacher has none."""
 
 
 def parser() -> Options:
@@ -11,7 +12,8 @@ def parser() -> Options:
     add_data(made)
     add_sampling(made, n=4, max_tokens=1024)
     made.set_defaults(limit=16)
-    made.option("algorithm", choices=ALGORITHMS, default="opsd", help="whose teacher template is used (default: opsd)")
+    whose = "whose teacher template is used (default: opsd); OPSA has none"
+    made.option("algorithm", choices=ALGORITHMS, default="opsd", help=whose)
     made.option("teacher_template", metavar="TEXT", help="with one {context} and one {prompt}, in place of it")
     made.option("context_placement", choices=("user", "system"), default="user", help="default: user")
     made.option("max_context_tokens", type=int, metavar="N", help="longest context")

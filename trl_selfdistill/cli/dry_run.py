@@ -116,6 +116,8 @@ def shards(accelerator: Any) -> tuple[int, int]:
 
 def prompt_lines(trainer: Any) -> list[str]:
     """The teacher's first prompt, as the model reads it."""
+    if not trainer.views:
+        return ["\n== First prompt of the teacher", f"none: {type(trainer).__name__} asks no teacher"]
     lines = []
     for view, text in example_prompts(trainer).items():
         lines += [f"\n== First prompt of the teacher (view {view!r}), between the lines", "---", text, "---"]

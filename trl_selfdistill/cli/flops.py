@@ -5,6 +5,9 @@ What multiplies no matrices counts nothing: norms, softmax, sampling, the optimi
 
 from dataclasses import dataclass
 
+UNTAUGHT = ("grpo", "opsa")
+"""Algorithms that ask no teacher."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -84,10 +87,11 @@ def head_products(algorithm: str, *, lora: bool) -> int:
     """Products of the head that a training step makes for each token it scores, the teacher's among them.
 
     With a frozen head (LoRA) `linear_logps` makes the gradient in the forward pass: 2. With a trained one it computes
-    the logits again in the backward pass: 4. RLRT and AntiSD add the teacher's one. OPSD's divergence makes both sides
-    and all gradients from one computation: 3 and 4. TRL's head always computes the logits again: 3 and 4.
+    the logits again in the backward pass: 4. That is all of OPSA's. RLRT and AntiSD add the teacher's one. OPSD's
+    divergence makes both sides and all gradients from one computation: 3 and 4. TRL's head always computes the logits
+    again: 3 and 4.
     """
-    table = {"grpo": (3, 4), "rlrt": (3, 5), "antisd": (3, 5), "opsd": (3, 4)}
+    table = {"grpo": (3, 4), "rlrt": (3, 5), "antisd": (3, 5), "opsd": (3, 4), "opsa": (2, 4)}
     if algorithm not in table:
         raise ValueError(f"algorithm={algorithm!r}: its head is not known. Known: {sorted(table)}.")
     return table[algorithm][0 if lora else 1]
@@ -123,4 +127,4 @@ def predicted_flops(
     """One training step as the trainer does it, without generation. `algorithm`: "grpo" is TRL's own trainer."""
     total = student_flops(sizes, shape, lora=lora, checkpointing=checkpointing)
     total += head_flops(sizes, algorithm, shape, lora=lora, triton=triton)
-    return total + (0 if algorithm == "grpo" else teacher_flops(sizes, shape, lora=lora, shared=True)[0])
+    return total + (0 if algorithm in UNTAUGHT else teacher_flops(sizes, shape, lora=lora, shared=True)[0])

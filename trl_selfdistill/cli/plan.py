@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--gpus", type=int, default=1)
     made.add_argument("--gpu", choices=tuple(GPUS), default="h100")
     made.add_argument("--gpu-memory", type=float, metavar="GIB", help="usable memory, in place of that GPU's")
-    made.add_argument("--algorithm", choices=("rlrt", "antisd", "opsd", "grpo"), default="rlrt")
+    made.add_argument("--algorithm", choices=("rlrt", "antisd", "opsd", "opsa", "grpo"), default="rlrt")
     made.add_argument("--prompts", type=int, help="per optimiser step (default: 16, or one per GPU)")
     made.add_argument("--generations", type=int, default=8, help="rollouts per prompt")
     made.add_argument("--prompt-tokens", type=int, default=256)

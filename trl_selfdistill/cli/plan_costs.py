@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from trl_selfdistill.cli.flops import Shape, completion_forward, head_flops, student_flops, teacher_flops
+from trl_selfdistill.cli.flops import UNTAUGHT, Shape, completion_forward, head_flops, student_flops, teacher_flops
 from trl_selfdistill.cli.memory import Memory, estimate_memory
 from trl_selfdistill.cli.plan_tables import GPU, GPUS_PER_NODE, Decoder
 
@@ -83,7 +83,7 @@ def seconds(job: Job, setup: Setup) -> Seconds:
     """Seconds of one optimiser step. Nothing overlaps, and the optimiser takes no time."""
     sizes, lora, group = job.model.sizes, setup.method != "full", own_shape(job)
     times = job.rows / group.rollouts / (job.gpu.flops * job.compute_share)
-    taught = job.algorithm != "grpo"
+    taught = job.algorithm not in UNTAUGHT
     return Seconds(
         generation=generation_seconds(job, setup),
         student=times * student_flops(sizes, group, lora=lora, checkpointing=True),
@@ -135,7 +135,7 @@ def communication_bytes(job: Job, setup: Setup) -> float:
     """Bytes that each GPU receives in a step, generation apart."""
     gradient, batches = FULL * trained(job, setup), job.rows / job.micro
     if setup.weights_shared:  # gathered for forward, backward and teacher; gradients are summed for each micro-batch
-        passes = 2 if job.algorithm == "grpo" else 3
+        passes = 2 if job.algorithm in UNTAUGHT else 3
         found = batches * (passes * gather_bytes(job, setup) + gradient)
     elif setup.states_shared:  # gradients are summed where their states lie, then the new weights are sent
         found = HALF * trained(job, setup) * (batches + 1)

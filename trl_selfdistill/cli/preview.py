@@ -13,10 +13,11 @@ from trl_selfdistill.cli.arguments import OneLineParser, parse, read_command_lin
 from trl_selfdistill.cli.commands import ALGORITHMS
 from trl_selfdistill.cli.data import load_data
 from trl_selfdistill.cli.errors import UserError, as_user_errors
-from trl_selfdistill.cli.preview_rows import Look, assertions, show
+from trl_selfdistill.cli.preview_checks import Check
+from trl_selfdistill.cli.preview_rows import Look, assertions, assertions_alone, show, show_alone
 from trl_selfdistill.cli.preview_text import visible
 from trl_selfdistill.cli.train import see_working_directory
-from trl_selfdistill.trainer.prompts_only import prompts_only, sides_of
+from trl_selfdistill.trainer.prompts_only import own_prompt, prompts_only, sides_of
 
 HELP = """\
 usage: trl-selfdistill preview [ALGORITHM] --config R.yaml [--rows 2] [--completion TEXT] [options]
@@ -94,13 +95,23 @@ def preview(trainer: Any, rows: list[Any], completion: str | None) -> int:
     """Print all `rows`, and the first check that failed on standard error. The exit status."""
     look, failed = Look(trainer.processing_class), []
     for number, row in enumerate(rows):
+        if not trainer.views:
+            where = f"row {number}: {type(trainer).__name__} asks no teacher"
+            print(f"\n== {where}")
+            show_alone(look, own_prompt(trainer, row))
+            failed += told(where, assertions_alone(trainer, look, row))
         for sides in sides_of(trainer, row, completion):
             where = f"row {number}, view {sides.view!r}"
             print(f"\n== {where}")
             show(trainer, look, sides)
-            for check in assertions(trainer, look, row, sides):
-                print(f"{'-- ' if check.ok is None else 'ok ' if check.ok else 'FAILED'} {check.what}")
-                failed += [f"{where}: not so: {check.what}. {check.remedy}"] if check.ok is False else []
+            failed += told(where, assertions(trainer, look, row, sides))
     if failed:
         print(f"trl-selfdistill: preview: {visible(failed[0])}", file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def told(where: str, checks: list[Check]) -> list[str]:
+    """Print `checks`. One line for each that failed."""
+    for check in checks:
+        print(f"{'-- ' if check.ok is None else 'ok ' if check.ok else 'FAILED'} {check.what}")
+    return [f"{where}: not so: {check.what}. {check.remedy}" for check in checks if check.ok is False]

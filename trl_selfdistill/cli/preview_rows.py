@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_selfdistill.cli import preview_checks as checks
-from trl_selfdistill.cli.preview_text import print_sides, spans, visible
+from trl_selfdistill.cli.preview_text import marked, print_sides, spans, visible
 from trl_selfdistill.context.encoding import render
-from trl_selfdistill.trainer.prompts_only import Sides
+from trl_selfdistill.trainer.prompts_only import Sides, own_prompt
 
 PLACE = "a-place-that-no-text-has"
 
@@ -44,6 +44,19 @@ def show(trainer: Any, look: Look, sides: Sides) -> None:
         parts = [spans(ids, look.added, look.text) for ids in (prompt, sides.completion)]
         columns.append([*parts[0], start, *parts[1]])
     print_sides((titles[0], titles[1]), (columns[0], columns[1]))
+
+
+def show_alone(look: Look, prompt: list[int]) -> None:
+    """Print the policy's prompt, which is all there is without a teacher."""
+    print(f"student: {len(prompt)} tokens of prompt\n{marked(spans(prompt, look.added, look.text))}")
+
+
+def assertions_alone(trainer: Any, look: Look, row: Any) -> list[checks.Check]:
+    """What must hold of a row without a teacher."""
+    if isinstance(row["prompt"], str):
+        return []
+    start = header(trainer, row["prompt"], dict(trainer.chat_template_kwargs))
+    return [checks.ends_with_header("student", look.text(own_prompt(trainer, row)), start)]
 
 
 def told_context(sides: Sides) -> str:

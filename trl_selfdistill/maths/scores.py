@@ -26,7 +26,7 @@ class TokenScores:
 
     student_logps: Float[Tensor, "B T"]
     teacher_logps: Float[Tensor, "B T"]
-    """Those of the first view; zeros for an algorithm that asks no teacher."""
+    """Those of the first view; NaN, as everything of a teacher, for an algorithm that asks none."""
     student_entropy: Float[Tensor, "B T"]
     teacher_entropy: Float[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
@@ -51,5 +51,5 @@ class TokenScores:
 
     @property
     def log_ratio(self) -> Float[Tensor, "B T"]:
-        """u_t = t_t - s_t."""
+        """u_t = t_t - s_t; NaN where no teacher is asked."""
         return log_ratio(self.student_logps, self.teacher_logps)

@@ -85,20 +85,21 @@ class MetricLog:
         }
 
     def tokens(self, scores: TokenScores, completion_ids: Tensor) -> dict[str, float]:
-        """What the teacher said: u_t and both entropies over the valid tokens of rows with a teacher."""
+        """Both entropies and u_t over the valid tokens of rows with a teacher; of all rows where none is asked.
+
+        What a teacher would say is NaN there, and not logged.
+        """
         u, mask = scores.log_ratio, scores.mask
         first = mask & (mask.cumsum(1) <= self.FIRST_TOKENS)
         start = mask & (mask.cumsum(1) == 1)
         epistemic = mask & torch.isin(completion_ids, self._epistemic_ids.to(completion_ids.device))
         ratio = summary(self.all_tokens(u[mask]))
-        if math.isnan(ratio["mean"]):
-            return {}  # no row of any process has a teacher
         metrics = {
             "self_distill/log_ratio": ratio["mean"],
             "self_distill/log_ratio_std": ratio["std"],
             **self.means(
                 {
-                    "self_distill/log_ratio_extreme": (u[mask].abs() > self.EXTREME).float(),
+                    "self_distill/log_ratio_extreme": (u[mask & ~u.isnan()].abs() > self.EXTREME).float(),
                     "self_distill/log_ratio_first10": u[first],
                     "self_distill/log_ratio_start": u[start].abs(),
                     **({"self_distill/log_ratio_epistemic": u[epistemic]} if len(self._epistemic_ids) else {}),
@@ -110,7 +111,7 @@ class MetricLog:
             stats = summary(self.all_tokens(values[mask]))
             metrics[f"self_distill/{side}_entropy"] = stats["mean"]
             metrics[f"self_distill/{side}_entropy_median"] = stats["median"]
-        return metrics
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _ends(self, scores: TokenScores, completion_ids: Tensor) -> dict[str, float]:
         """For each end token: its share among the sampled ones, and how likely both sides found it there.

@@ -25,10 +25,10 @@ const runOfRow = new Map();
 for (const run of data.runs) for (const step of run.steps) for (const row of step.rows) runOfRow.set(row, run);
 const measures = [
   { key: "u", label: "u", unit: "nats", about: "u = log π_T − log π_S: blue where the teacher, who saw more, finds the token likelier than the policy did; orange where less likely." },
-  { key: "d", label: "Aₜ − A", unit: "", about: "What the teacher's signal adds to the advantage of the token: blue reinforces it, orange suppresses it." },
+  { key: "d", label: "Aₜ − A", unit: "", about: (data.runs.some((run) => run.teacher) ? "What the teacher's signal adds to the advantage of the token" : "What the algorithm adds to GRPO's advantage of the token") + ": blue reinforces it, orange suppresses it." },
   { key: "hs", label: "student entropy", unit: "nats", one: true, about: "Entropy of the policy where the token was drawn." },
   { key: "ht", label: "teacher entropy", unit: "nats", one: true, about: "Entropy of the teacher at the same place." },
-  { key: "w", label: "weight", unit: "", about: "What the algorithm makes of u: " + [...new Set(data.runs.map((run) => run.weight))].join(", ") + "." },
+  { key: "w", label: "weight", unit: "", about: (data.runs.some((run) => run.teacher) ? "What the algorithm makes of u: " : "What the algorithm makes of the token: ") + [...new Set(data.runs.map((run) => run.weight))].join(", ") + "." },
 ];
 const centreOf = (measure, row) => (measure.key === "w" ? runOfRow.get(row).centre : 0);
 for (const measure of measures) {
@@ -76,9 +76,11 @@ function values(row, i) {
   const [s, u, d] = [at(row.s, i), at(row.u, i), at(row.d, i)];
   const t = s === null || u === null ? null : s + u;
   const probability = (value) => (value === null ? "–" : Math.exp(value) < 0.001 ? Math.exp(value).toExponential(1) : fixed(Math.exp(value)));
+  const teacher = (...lines) => (run.teacher ? lines : []);
   const lines = [
-    ["π student", probability(s)], ["π teacher", probability(t)], ["log π student", fixed(s)], ["log π teacher", fixed(t)],
-    ["u", u === null ? "–" : signed(u)], ["entropy student", fixed(at(row.hs, i))], ["entropy teacher", fixed(at(row.ht, i))],
+    ["π student", probability(s)], ...teacher(["π teacher", probability(t)]), ["log π student", fixed(s)],
+    ...teacher(["log π teacher", fixed(t)], ["u", u === null ? "–" : signed(u)]),
+    ["entropy student", fixed(at(row.hs, i))], ...teacher(["entropy teacher", fixed(at(row.ht, i))]),
     [run.weight || "weight", fixed(at(row.w, i))],
   ];
   if (row.d) lines.push(["A", fixed(row.A)], ["Aₜ", fixed(row.A + d)], ["Aₜ − A", signed(d)]);
@@ -150,6 +152,7 @@ function folded(title, whole, part) {
 }
 
 function completion(row, step) {
+  const asked = runOfRow.get(row).teacher;
   const us = (row.u || []).filter((value) => value !== null);
   const mean = us.length ? us.reduce((a, b) => a + b, 0) / us.length / data.scale : null;
   const fact = (name, value) => node("span", {}, name + " ", node("b", {}, value));
@@ -157,7 +160,7 @@ function completion(row, step) {
     node("span", { class: row.ok ? "good" : "bad" }, row.ok ? "✓ correct" : "✗ not correct"),
     fact("step", step), fact("group", row.g), fact("row", row.i), fact("reward", fixed(row.r, 2)),
     row.A === null ? null : fact("A", fixed(row.A, 2)), fact("tokens", row.tok.length),
-    fact("mean u", mean === null ? "–" : signed(mean, 3)), fact("teacher saw", text(row.src) || "nothing"));
+    ...(asked ? [fact("mean u", mean === null ? "–" : signed(mean, 3)), fact("teacher saw", text(row.src) || "nothing")] : []));
   const area = node("div", { class: "tokens", role: "group", "aria-label": "tokens of the completion" });
   row.tok.forEach((number, i) => {
     const span = node("span", { tabindex: i ? -1 : 0 }, shown(data.tokens[number]));
@@ -167,7 +170,7 @@ function completion(row, step) {
     area.append(span);
   });
   const prompt = text(row.tp);
-  const aside = prompt === null ? node("span", { class: "note" }, "without a teacher") : folded("Teacher's prompt", prompt, text(row.c));
+  const aside = !asked ? null : prompt === null ? node("span", { class: "note" }, "without a teacher") : folded("Teacher's prompt", prompt, text(row.c));
   const views = row.v.filter((view) => text(view.tp) !== null).map((view) => folded(`View ${view.n}`, text(view.tp), text(view.c)));
   return [facts, node("p", { class: "asked" }, question(row)), node("div", { class: "both" }, area, node("div", { class: "asides" }, aside, views))];
 }
@@ -240,9 +243,9 @@ function statistics(run, stats) {
   const what = adds ? "Σ Aₜ − A" : "Σ u";
   const whole = stats.sources.reduce((sum, source) => sum + source[1], 0);
   return [
-    density(stats), positions(stats), tokenTable("Most reinforced tokens", stats.most, what), tokenTable("Most suppressed tokens", stats.least, what),
-    plainTable("Epistemic and procedural tokens", "Epistemic: wait, hmm, perhaps, … Procedural: numbers, operators, and so, then, thus, …", ["kind", "tokens", "mean u", adds ? "mean Aₜ − A" : "mean u"].slice(0, adds ? 4 : 3), stats.kinds.map(([kind, n, u, d]) => [kind, n, signed(u), signed(d)].slice(0, adds ? 4 : 3))),
-    plainTable("What the teacher saw", null, ["source", "rows", "share", "correct"], stats.sources.map(([name, n, ok]) => [name ?? "nothing: without a teacher", n, percent(n, whole), percent(ok, n)])),
+    ...(run.teacher ? [density(stats), positions(stats)] : []), tokenTable("Most reinforced tokens", stats.most, what), tokenTable("Most suppressed tokens", stats.least, what),
+    plainTable("Epistemic and procedural tokens", "Epistemic: wait, hmm, perhaps, … Procedural: numbers, operators, and so, then, thus, …", ["kind", "tokens", ...(run.teacher ? ["mean u"] : []), ...(adds ? ["mean Aₜ − A"] : [])], stats.kinds.map(([kind, n, u, d]) => [kind, n, ...(run.teacher ? [signed(u)] : []), ...(adds ? [signed(d)] : [])])),
+    ...(run.teacher ? [plainTable("What the teacher saw", null, ["source", "rows", "share", "correct"], stats.sources.map(([name, n, ok]) => [name ?? "nothing: without a teacher", n, percent(n, whole), percent(ok, n)]))] : []),
   ];
 }
 
@@ -255,7 +258,7 @@ function drawPanel(panel) {
   const stepOptions = [["all", "all steps"], ...run.steps.map((step, i) => [i, `step ${step.step}`])];
   const runs = choice("run", data.runs.map((each, i) => [i, each.name]), panel.run);
   const steps = choice("step", stepOptions, panel.step);
-  const filters = choice("completions", Object.entries(FILTERS).map(([key, [label]]) => [key, label]), panel.filter);
+  const filters = choice("completions", Object.entries(FILTERS).filter(([key]) => key !== "bare" || run.teacher).map(([key, [label]]) => [key, label]), panel.filter);
   runs.onchange = () => { panel.run = Number(runs.value); panel.step = data.runs[panel.run].steps.length - 1; drawPanel(panel); };
   steps.onchange = () => { panel.step = steps.value === "all" ? "all" : Number(steps.value); drawPanel(panel); };
   filters.onchange = () => { panel.filter = filters.value; drawPanel(panel); };

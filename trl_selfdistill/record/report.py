@@ -33,4 +33,6 @@ def page_of(runs: list[Run]) -> str:
         raise ImportError(EXTRA.format(name="jinja2")) from error
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     title = " and ".join(dict.fromkeys(run.name for run in runs))
-    return environment.get_template("report.html").render(title=title, data=as_script(report_data(runs)))
+    subject = "What the teacher said" if any(run.asks_teacher for run in runs) else "What the algorithm did"
+    page = environment.get_template("report.html")
+    return page.render(title=title, subject=subject, data=as_script(report_data(runs)))

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet
 
 from trl_selfdistill.record.history import FILE, FOLDER, read_history
-from trl_selfdistill.record.report_stats import CURVES, StepStats
+from trl_selfdistill.record.report_stats import CURVES, StepStats, rounded
 
 BUDGET = 110_000
 """Tokens that a report may hold one by one, over all runs: some 4 MB. Statistics are over all recorded tokens."""
@@ -34,6 +34,11 @@ class Run:
     def centre(self) -> float:
         """What the column `weight` is where the teacher has no opinion: a factor is 1, anything else 0."""
         return 1.0 if self.about.get("weight", "").endswith("weight") else 0.0
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether there was a teacher whose opinion could be shown."""
+        return self.about.get("views") != ""
 
 
 def read_run(folder: Path) -> Run:
@@ -97,6 +102,7 @@ def _run(run: Run, texts: Table, tokens: Table, budget: int) -> dict[str, Any]:
         "trainer": run.about.get("trainer", ""),
         "weight": run.about.get("weight", ""),
         "centre": run.centre,
+        "teacher": run.asks_teacher,
         "history": run.history,
         "recorded": sum(map(len, run.steps.values())),
         "shown": sum(map(len, shown.values())),
@@ -115,9 +121,8 @@ def _run(run: Run, texts: Table, tokens: Table, budget: int) -> dict[str, Any]:
 
 def _completion(row: dict[str, Any], texts: Table, tokens: Table) -> dict[str, Any]:
     plain = row["row_advantage"]
-    advantage, added = row["advantage"], None
-    if advantage is not None and plain is not None:
-        added = [value - plain for value in advantage]
+    advantage = row["advantage"]
+    added = None if advantage is None or plain is None else [value - plain for value in advantage]
     return {
         "i": row["index"],
         "g": row["group"],
@@ -157,10 +162,6 @@ def scales(runs: list[dict[str, Any]]) -> dict[str, float]:
         if away:
             found[key] = round(away[int(len(away) * FULL)], 4)
     return found
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None or value != value else round(value, 4)
 
 
 def thousandths(values: Iterable[float | None] | None) -> list[int | None] | None:

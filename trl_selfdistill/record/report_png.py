@@ -29,12 +29,13 @@ def write_pictures(folders: list[Path], target: Path) -> list[Path]:
         rows = [row for rows in run.steps.values() for row in rows]
         stats = StepStats(rows, max(len(row["tokens"]) for row in rows), run.centre).as_json()
         front = f"{'ab'[number]}_" if len(folders) > 1 else ""
-        for name, figure in (
-            ("signal", signal_figure(stats)),
-            ("tokens", tokens_figure(stats, has_advantage=rows[0]["advantage"] is not None)),
-            ("steps", steps_figure(run)),
-            ("heatmap", heatmap_figure(run)),
-        ):
+        figures = {
+            "tokens": tokens_figure(stats, has_advantage=rows[0]["advantage"] is not None),
+            "steps": steps_figure(run),
+        }
+        if run.asks_teacher:  # the others draw u
+            figures |= {"signal": signal_figure(stats), "heatmap": heatmap_figure(run)}
+        for name, figure in figures.items():
             files.append(target / f"{front}{name}.png")
             figure.savefig(files[-1], dpi=160, bbox_inches="tight")
     return files

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trl_selfdistill.record.wording import EPISTEMIC_WORDS
@@ -52,14 +52,17 @@ class StepStats:
     def __init__(self, rows: list[dict[str, Any]], longest: int, centre: float) -> None:
         self.rows, self.centre = rows, centre
         self.width = max(1, -(-longest // BINS))
+        self.scored = 0
         self.density: Counter[int] = Counter()
         self.positions: dict[int, list[float]] = defaultdict(list)
-        self.kinds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        self.kinds: dict[str, list[tuple[float | None, float]]] = {kind: [] for kind in KINDS}
         self.found: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
         for number, row in enumerate(rows):
             for place, token, s, u, effect in scored_tokens(row, centre):
-                self.density[cell(s) * CELLS + cell(s + u)] += 1
-                self.positions[place // self.width].append(u)
+                if u is not None:
+                    self.density[cell(s) * CELLS + cell(s + u)] += 1
+                    self.positions[place // self.width].append(u)
+                self.scored += 1
                 self.kinds[kind_of(token)].append((u, effect))
                 if token:
                     self.found[token].append((effect, number, place))
@@ -67,11 +70,11 @@ class StepStats:
     def as_json(self) -> dict[str, Any]:
         positions = sorted(self.positions.items())
         return {
-            "tokens": self.density.total(),
+            "tokens": self.scored,
             "density": [[at, count] for at, count in sorted(self.density.items())],
             "positions": [[b * self.width, *(round(v, 4) for v in spread(us)), len(us)] for b, us in positions],
             "kinds": [
-                [kind, len(pairs), *(round(mean([pair[i] for pair in pairs]), 4) for i in (0, 1))]
+                [kind, len(pairs), *(mean_of([pair[i] for pair in pairs]) for i in (0, 1))]
                 for kind, pairs in self.kinds.items()
                 if pairs
             ],
@@ -103,21 +106,31 @@ class StepStats:
         return [[name, *counts[name]] for name in sorted(counts, key=lambda name: (name is None, name))]
 
 
-def scored_tokens(row: dict[str, Any], centre: float) -> Iterator[tuple[int, str, float, float, float]]:
-    """(position, token, s, u, effect) of each scored token.
+def scored_tokens(row: dict[str, Any], centre: float) -> Iterator[tuple[int, str, float, float | None, float]]:
+    """(position, token, s, u, effect) of each scored token. u is `None` where no teacher was asked.
 
-    The effect is A_t - A, what the teacher adds to GRPO's advantage; where there is no advantage, u.
+    The effect is A_t - A, what is added to GRPO's advantage; where there is no advantage, u.
     """
     plain, advantages = row["row_advantage"], row["advantage"]
     for place, (token, s, u) in enumerate(zip(row["tokens"], row["student_logps"], row["log_ratio"], strict=True)):
-        if s is None or u is None or not math.isfinite(s) or not math.isfinite(u):
-            continue
-        yield place, token, s, u, u if advantages is None or plain is None else advantages[place] - plain
+        effect = u if advantages is None or plain is None else advantages[place] - plain
+        if s is not None and math.isfinite(s) and effect is not None and (u is None or math.isfinite(u)):
+            yield place, token, s, u, effect
 
 
 def cell(logp: float) -> int:
     """The cell of a log-probability: the first is `LOWEST` and below, the last is 0."""
     return min(CELLS - 1, max(0, int((logp - LOWEST) / -LOWEST * CELLS)))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The rounded mean of the values that there are; `None` where there is none."""
+    known = [value for value in values if value is not None]
+    return rounded(mean(known)) if known else None
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 4)
 
 
 def mean(values: list[float]) -> float:

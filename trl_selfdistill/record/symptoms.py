@@ -21,6 +21,7 @@ class Facts:
     no_context: str
     """Why no row gets a context, should that be so: "no group had a correct rollout"."""
     learns_from_rewards: bool = True
+    asks_teacher: bool = True
 
 
 Symptom = Callable[[History, float, Facts], str | None]
@@ -105,6 +106,11 @@ def above(name: str, what: str, unit: str = ".3g") -> Symptom:
     return see
 
 
+def of_a_teacher(see: Symptom) -> Symptom:
+    """`see`, for algorithms that ask a teacher: others have no context that could leak."""
+    return lambda history, limit, facts: see(history, limit, facts) if facts.asks_teacher else None
+
+
 def drifted(measure: Measure, what: str, beyond: Callable[[float, float, float], bool], unit: str = ".3g") -> Symptom:
     """Sees that `beyond(first, last, threshold)` is so. `what` has a place for both."""
 
@@ -132,3 +138,12 @@ def share_of_some(first: float, last: float, limit: float) -> bool:
 
 def rise(first: float, last: float, limit: float) -> bool:
     return last - first > limit
+
+
+_MENTIONS = "completions/mentions_solution"
+leakage = of_a_teacher(above(_MENTIONS, "{} of the completions mention a solution that they never saw", ".0%"))
+leakage_rise = of_a_teacher(
+    drifted(
+        metric(_MENTIONS), "completions that mention a solution which they never saw went from {} to {}", rise, ".0%"
+    )
+)

@@ -72,6 +72,12 @@ def check_skipped(args: SelfDistillConfig, trainer_name: str, *, can_skip: bool)
         )
 
 
+def check_builder(context_builder: Any, *, asks_teacher: bool, trainer_name: str) -> None:
+    """Raise `ValueError` for a `context_builder` that nobody would call."""
+    if context_builder is not None and not asks_teacher:
+        raise ValueError(f"context_builder: {trainer_name} asks no teacher, so nothing calls it. Leave it out.")
+
+
 def check_sampler_precision(
     args: SelfDistillConfig, model: Any, quantization_config: BitsAndBytesConfig | None
 ) -> None:

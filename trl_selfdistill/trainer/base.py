@@ -32,7 +32,12 @@ from trl_selfdistill.context.templates import templates_of
 from trl_selfdistill.ops import output_head
 from trl_selfdistill.scoring.forward import causal_lm
 from trl_selfdistill.teachers.ema import EMACallback, EMATeacher
-from trl_selfdistill.trainer.arguments import check_sampler_precision, check_skipped, configuration_of
+from trl_selfdistill.trainer.arguments import (
+    check_builder,
+    check_sampler_precision,
+    check_skipped,
+    configuration_of,
+)
 from trl_selfdistill.trainer.build import make_collator, make_row_weight, make_teacher
 from trl_selfdistill.trainer.checkpoint import StopFinishedRun
 from trl_selfdistill.trainer.correctness import make_correctness
@@ -88,8 +93,11 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     ) -> None:
         args = configuration_of(self.config_class, args, model, self._name)
         check_skipped(args, self._name, can_skip=type(self).is_used is not SelfDistillTrainer.is_used)
+        check_builder(context_builder, asks_teacher=bool(self.views), trainer_name=self._name)
         check_sampler_precision(args, model, quantization_config)
-        self._data = check_data(args, train_dataset, eval_dataset, context_builder, environment_factory)
+        self._data = check_data(
+            args, train_dataset, eval_dataset, context_builder, environment_factory, asks_teacher=bool(self.views)
+        )
         check_feedback(args, reward_funcs, rollout_func, environment_factory, context_builder)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
         self._assesses = reward_funcs is given
@@ -147,7 +155,9 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         # A processor's chat template need not be its tokenizer's.
         chat_template = self.chat_template or (self.processing_class.chat_template if self._is_vlm else None)
         about: Any = {"is_vlm": self._is_vlm, "tools": self.tools, "model_config": model_config}
-        self.collator = make_collator(args, self._tokenizer, templates, chat_template, prompts, **about)
+        self.collator = None
+        if self.views:
+            self.collator = make_collator(args, self._tokenizer, templates, chat_template, prompts, **about)
         self.feedback: Callable[[Rollout], str | None] = verdict
 
     def set_up(self) -> None:

@@ -22,16 +22,25 @@ class DataChecks:
         args: the configuration.
         builder: the user's context builder, in the place of `args.context`.
         environment: the user's environments, which may own prompts.
+        asks_teacher: whether there is a teacher, whose context has to go somewhere.
 
     Raises `ValueError` for a builder that does not take a rollout.
     """
 
-    def __init__(self, args: SelfDistillConfig, builder: Callable[..., Any] | None, environment: Any) -> None:
+    def __init__(
+        self,
+        args: SelfDistillConfig,
+        builder: Callable[..., Any] | None,
+        environment: Any,
+        *,
+        asks_teacher: bool = True,
+    ) -> None:
         if builder is not None:
             takes_one(builder, field="context_builder")
         self._args = args
         self._owns_prompts = environment is not None
-        needs_gold = builder is None and args.context in NEEDS_GOLD
+        self._placement = args.context_placement if asks_teacher else None
+        needs_gold = asks_teacher and builder is None and args.context in NEEDS_GOLD
         self.gold = GoldColumns(args.privileged_context_column, needed_by=args.context if needs_gold else None)
 
     def add(self, train_dataset: Any = None, eval_dataset: Any = None) -> None:
@@ -62,7 +71,7 @@ class DataChecks:
 
     def _check_row(self, row: Any, where: str) -> str | None:
         if "prompt" in row or not self._owns_prompts:
-            check_prompt(row.get("prompt"), placement=self._args.context_placement, where=where)
+            check_prompt(row.get("prompt"), placement=self._placement, where=where)
         return self.gold.of(row, where=where)
 
     def _check_stored(self, name: str, dataset: Dataset, columns: list[str]) -> None:
@@ -89,10 +98,16 @@ class DataChecks:
 
 
 def check_data(
-    args: SelfDistillConfig, train_dataset: Any, eval_dataset: Any, builder: Callable[..., Any] | None, environment: Any
+    args: SelfDistillConfig,
+    train_dataset: Any,
+    eval_dataset: Any,
+    builder: Callable[..., Any] | None,
+    environment: Any,
+    *,
+    asks_teacher: bool = True,
 ) -> DataChecks:
     """Check what a trainer is given. Raises `ValueError` as `DataChecks` does."""
-    checks = DataChecks(args, builder, environment)
+    checks = DataChecks(args, builder, environment, asks_teacher=asks_teacher)
     if train_dataset is None and environment is not None and checks.gold.needed_by is not None:
         raise ValueError(
             f"context={args.context!r} shows the teacher a gold solution, but without a train_dataset the environment "

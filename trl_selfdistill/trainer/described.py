@@ -19,6 +19,7 @@ from trl_selfdistill.record.card import (
     versions,
 )
 from trl_selfdistill.settings import default_of
+from trl_selfdistill.teacher_config import ONLY_TEACHERS
 from trl_selfdistill.trainer.resume import ResumableTrainer
 
 TEACHERS = {
@@ -34,6 +35,7 @@ class DescribedTrainer(ResumableTrainer):
 
     equation = ""
     """The algorithm's equation in LaTeX, for the model card. A and u_t are explained there."""
+    views: Any
     collator: Any
     own_builder: Any
     """The user's `context_builder`, in the place of `args.context`."""
@@ -57,7 +59,8 @@ class DescribedTrainer(ResumableTrainer):
         """What the card's text says, by the names in `card.md`."""
         args = self.args
         grpo = {f.name: f for f in fields(GRPOConfig)}
-        own = [f.name for f in fields(args) if f.name not in grpo]
+        left_out = {*grpo, *(() if self.views else ONLY_TEACHERS)}
+        own = [f.name for f in fields(args) if f.name not in left_out]
         defaults = {name: default_of(f) for name, f in grpo.items() if f.default is not MISSING}
         shown = [entry[_HAS_TEACHER] for entry in self.state.log_history if _HAS_TEACHER in entry]
         return {
@@ -71,12 +74,13 @@ class DescribedTrainer(ResumableTrainer):
             "citation": self._paper["citation"],
             "hub_model_id": self.hub_model_id,
             "equation": self.equation,
+            "asks_teacher": bool(self.views),
             "teacher": f"`{args.teacher_model_kind}`: {TEACHERS[args.teacher_model_kind]}",
             "context": in_table(self._context()),
             "has_teacher": f"{shown[-1]:.0%} at the last logged step" if shown else "not logged",
             "steps": self.state.global_step,
             "rollouts": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "template": fenced(self.collator.template),
+            "template": fenced(self.collator.template) if self.views else "",
             "command": command_of(sys.argv),
             "settings": settings_of(args, defaults, own),
             "scores": scores_of(self.state.log_history),

@@ -44,7 +44,7 @@ def prompts_only(
     Raises `ValueError` for whatever a trainer refuses of the data and of the configuration's prompts.
     """
     trainer: Any = trainer_class.__new__(trainer_class)
-    trainer._data = check_data(args, dataset, None, None, None)
+    trainer._data = check_data(args, dataset, None, None, None, asks_teacher=bool(trainer_class.views))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     trainer.args, trainer.tools, trainer.chat_template = args, [], None
@@ -67,7 +67,7 @@ def sides_of(trainer: Any, row: Any, completion: str | None) -> list[Sides]:
     text = completion if completion is not None else gold or PLACEHOLDER
     rollout = example_rollout(trainer, row, text)
     prompt = row["prompt"]
-    student = list(trainer._tokenize_prompts([prompt])[0][0])
+    student = own_prompt(trainer, row)
     written = [*encode_literally(trainer._tokenizer, text, name="completion"), trainer._tokenizer.eos_token_id]
     with remembered(trainer.memory, rollout):
         made = trainer.contexts(rollout)
@@ -86,6 +86,11 @@ def sides_of(trainer: Any, row: Any, completion: str | None) -> list[Sides]:
         tokens = int(encoded["context_tokens"][0])
         found.append(Sides(view, student, ids, written, context, shown, tokens, stand_in))
     return found
+
+
+def own_prompt(trainer: Any, row: Any) -> list[int]:
+    """The policy's prompt for `row`."""
+    return list(trainer._tokenize_prompts([row["prompt"]])[0][0])
 
 
 def shown_ids(trainer: Any, context: Context, ids: list[int], teacher_ids: Any) -> list[int]:

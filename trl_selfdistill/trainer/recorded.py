@@ -26,7 +26,6 @@ class RecordedTrainer(DescribedTrainer):
     learns_from_rewards = True
     """Whether the rewards are in the loss."""
     args: SelfDistillConfig
-    views: Any
     _tokenizer: Any
     _mode = "train"  # of the batch in hand: TRL may leave an evaluated model in training mode
     _evaluation = "eval"  # the evaluation set whose rollouts are logged
@@ -39,7 +38,7 @@ class RecordedTrainer(DescribedTrainer):
         self._weight = ""  # the name of the metric in the column `weight`
         self._sampler = SamplerCheck(self)
         reason = no_context(self.args, own_builder=own_builder)
-        facts = Facts(self._name, self.untaught, reason, self.learns_from_rewards)
+        facts = Facts(self._name, self.untaught, reason, self.learns_from_rewards, asks_teacher=bool(self.views))
         self._health = HealthCheck(self.args, self.accelerator, facts)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
         self._signals = {"train": SignalLog(), "eval": SignalLog()}
@@ -91,6 +90,6 @@ class RecordedTrainer(DescribedTrainer):
         append_history(folder, self.run_id, step, logs)
         if rows:
             mode = "" if self.model.training else self._evaluation + "_"
-            about = {"run": self.run_id, "trainer": self._name, "weight": self._weight}
+            about = {"run": self.run_id, "trainer": self._name, "weight": self._weight, "views": " ".join(self.views)}
             write_rows(folder / FOLDER, f"{mode}step_{step:06d}", rows, about)
             report(rows, step, self.args.report_to or [])

@@ -20,8 +20,11 @@ def context_column(names: list[str], column: str) -> str | None:
     return FALLBACK_COLUMN if column == DEFAULT_COLUMN and FALLBACK_COLUMN in names else None
 
 
-def check_prompt(prompt: Any, *, placement: str, where: str) -> None:
-    """Raise `ValueError` naming the place `where`, unless `prompt` is text or a conversation that fits `placement`."""
+def check_prompt(prompt: Any, *, placement: str | None, where: str) -> None:
+    """Raise `ValueError` naming the place `where`, unless `prompt` is text or a conversation that fits `placement`.
+
+    `placement` is `None` where no context is placed.
+    """
     if isinstance(prompt, str):
         return
     if not isinstance(prompt, list) or not prompt:

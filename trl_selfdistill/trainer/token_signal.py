@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers.utils import logging
 
@@ -38,7 +38,7 @@ class TokenSignalTrainer(SelfDistillTrainer):
         reason = "policy_logps='trl' rounds them" if self.args.policy_logps == "trl" else self.noise
         self._scores_student = reason is not None
         own = f"in a pass of its own, because {reason}" if reason else "by GRPO's own pass"
-        logger.info(f"The student's log-probabilities for the teacher's signal are made {own}.")
+        logger.info(f"The student's log-probabilities for the token advantages are made {own}.")
 
     @abstractmethod
     def token_advantages(
@@ -109,6 +109,8 @@ class TokenSignalTrainer(SelfDistillTrainer):
     def shape(self, inputs: dict[str, Any]) -> Float[Tensor, "B T"]:
         """The token advantages of a micro-batch, checked and logged."""
         plain, scores = inputs["advantages"], self._scores(inputs)
+        if not self.learns_from_rewards:
+            plain = torch.zeros_like(plain)
         shaped, metrics = self.token_advantages(plain, scores)
         self._check(shaped, scores)
         # The row's weight comes last: it weighs what the teacher added, too.
@@ -119,15 +121,27 @@ class TokenSignalTrainer(SelfDistillTrainer):
         self.log_signals(Part(inputs["row"], scores, ids, mask, advantages, metrics, weights * plain))
         return advantages
 
+    def gathered(self, values: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "C U"]:
+        """The rows of this micro-batch in all processes, padded with zeros. To be called by every process."""
+        for dim in (0, 1):
+            values = self.accelerator.pad_across_processes(values, dim=dim)
+        everywhere: Any = self.accelerator.gather(values)
+        return everywhere
+
+    def own_part(self, everywhere: Float[Tensor, "C U"], like: Shaped[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """The rows of `gathered` that are of this process, in the shape of `like`."""
+        start = len(everywhere) // self.accelerator.num_processes * self.accelerator.process_index
+        return everywhere[start : start + like.size(0), : like.size(1)]
+
     def _scores(self, inputs: dict[str, Any]) -> TokenScores:
         mask = written(inputs) & self._has_signal(inputs).unsqueeze(1)
-        zeros = torch.zeros_like(inputs["student_logps"])
+        unsaid = torch.full_like(inputs["student_logps"], torch.nan)
         views = {}
         for name in self.views:
             seen = mask & inputs[f"view/{name}/rows"].unsqueeze(1)
             logps, entropy = inputs[f"view/{name}/logps"], inputs[f"view/{name}/entropy"]
             views[name] = ViewScores(logps.masked_fill(~seen, 0.0), entropy.masked_fill(~seen, 0.0), seen)
-        first = views[self.views[0]] if self.views else ViewScores(zeros, zeros, mask)
+        first = views[self.views[0]] if self.views else ViewScores(unsaid, unsaid, mask)
         return TokenScores(
             student_logps=inputs["student_logps"].masked_fill(~mask, 0.0),
             teacher_logps=first.logps,
