@@ -106,6 +106,16 @@ def pilot_table(results: dict[str, Result], task: str) -> str:
     return table(["method", "world", "seed", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
 
 
+def curve_table(results: dict[str, Result], task: str) -> str:
+    """The pilot on its way: means over its runs at every evaluation."""
+    runs = [run for runs in analysis.grouped(results, "pilot", task).values() for run in runs]
+    rows = []
+    for points in zip(*(run["curve"] for run in runs), strict=True):
+        looks = [f"{mean(point[m] for point in points):.3f}" for m in ("pass1", "pass8", "routes", "legal", "repaired")]
+        rows.append([points[0]["step"], *looks])
+    return table(["step", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
+
+
 def losses_table(results: dict[str, Result], part: str, task: str) -> str:
     """The last point minus the first of the same run: below 0, training took something away."""
     rows = []
@@ -134,6 +144,7 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
     for task, mark in (("routes", ""), ("chains", " chains")):
         made[f"pilot{mark}"] = pilot_table(results, task)
         made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
+    made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
         made[f"results {task}"], made[f"costs {task}"] = results_table(methods), costs_table(methods)
