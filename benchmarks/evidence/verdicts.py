@@ -76,15 +76,16 @@ def decision(direction: str, d: analysis.Difference, level: float) -> Decision:
 
 def decided(methods: Results, task: str, claims: Sequence[Claim] = CLAIMS) -> list[Decision | None]:
     """One entry a claim: `None` where it has no contrast, or where its runs are missing."""
-    contrasts = [claim.contrast for claim in claims]
-    tests = sum(contrast is not None for contrast in contrasts)
-    found = [difference_of(contrast, methods, task) if contrast else None for contrast in contrasts]
-    steps = [i for i, d in enumerate(found) if d and contrasts[i].direction != CLOSE]
-    level_of = dict(zip(steps, levels([found[i].p for i in steps], tests), strict=True))
-    return [
-        decision(contrast.direction, d, level_of.get(i, LEVEL / tests)) if contrast and d else None
-        for i, (contrast, d) in enumerate(zip(contrasts, found, strict=True))
-    ]
+    tests = sum(claim.contrast is not None for claim in claims)
+    found = {
+        i: (claim.contrast, d)
+        for i, claim in enumerate(claims)
+        if claim.contrast and (d := difference_of(claim.contrast, methods, task))
+    }
+    steps = [i for i, (contrast, _) in found.items() if contrast.direction != CLOSE]
+    level_of = dict(zip(steps, levels([found[i][1].p for i in steps], tests), strict=True))
+    made = {i: decision(contrast.direction, d, level_of.get(i, LEVEL / tests)) for i, (contrast, d) in found.items()}
+    return [made.get(i) for i in range(len(claims))]
 
 
 def described(contrast: Contrast) -> str:
