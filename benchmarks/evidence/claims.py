@@ -36,7 +36,7 @@ class Claim:
 
 RLRT, ANTISD, OPSD = "RLRT 2605.10781", "AntiSD 2605.11609", "OPSD 2601.18734"
 SDPO, RLSD, DEGRADE = "SDPO 2601.20802", "RLSD 2604.03128", "2603.24472"
-PACKAGE = "this package"
+PACKAGE, CONTROL = "this package", "a control, no paper's claim"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -78,7 +78,7 @@ CLAIMS: tuple[Claim, ...] = (
         "OP²SD 2608.09228 (summary)",
         Contrast("opsd_other_gold", "opsd_gold", CLOSE),
     ),
-    Claim("No reference at all is close to the right one", PACKAGE, Contrast("opsd_none", "opsd_gold", CLOSE)),
+    Claim("No reference at all is close to the right one", CONTROL, Contrast("opsd_none", "opsd_gold", CLOSE)),
     Claim("SDPO is right more often than GRPO", f"{SDPO}, Table 3", Contrast("sdpo", "grpo", MORE)),
     Claim("A live teacher is worse than an averaged one", f"{SDPO}, Table 4", Contrast("sdpo_live", "sdpo", LESS)),
     Claim(
