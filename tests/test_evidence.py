@@ -1,5 +1,6 @@
 """The comparison of docs/evidence.md: the tasks are what the page says, the statistics right, the page current."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -14,7 +15,7 @@ from helpers import ROOT
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from evidence import analysis, measures, methods, plan, policy, rates, raw, routes, sampling, tables
+from evidence import analysis, hints, measures, methods, plan, policy, rates, raw, routes, sampling, tables
 from evidence.sums import Sums
 from evidence.tasks import make_task
 from tiny_policy import build_model
@@ -202,6 +203,11 @@ def test_raw_numbers_come_back(tmp_path):
     results = {"a": result_of(), "b": result_of("rlrt", overrides={"rlrt_strength": 1.0})}
     raw.write(results, tmp_path / "runs.parquet")
     assert raw.read(tmp_path / "runs.parquet") == results
+    again = {"b": result_of("rlrt", world=1), "c": result_of("opsd")}
+    for name, result in again.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert raw.add(tmp_path, tmp_path / "runs.parquet") == 3
+    assert raw.read(tmp_path / "runs.parquet") == {**results, **again}
 
 
 def test_the_committed_plan_is_the_one_that_the_code_makes():
@@ -209,12 +215,44 @@ def test_the_committed_plan_is_the_one_that_the_code_makes():
     assert runs == plan.full_plan()
     worlds = {part: {r["world"] for r in runs if r["part"] == part} for part in ("main", "rates", "strengths", "pilot")}
     assert not any(a & b for a, b in itertools.combinations(worlds.values(), 2))
-    for task in ("routes", "sums"):
+    for task in ("routes", "sums", "chains"):
         made = [(r["method"], r["world"]) for r in runs if r["part"] == "main" and r["task"] == task]
         assert len(made) == len(set(made))
-        for name in methods.METHODS:
-            assert sum(method == name for method, _ in made) == (25 if name in plan.MAIN else 8)
-            assert {r["lr"] for r in runs if r["part"] == "rates" and r["method"] == name} == set(plan.RATES)
+        for name in plan.FIRST if task == "sums" else methods.METHODS:
+            pairs = 25 if name in plan.MAIN and task != "chains" else 8
+            assert sum(method == name for method, _ in made) == pairs == plan.pairs_of(task, name)
+            swept = [r["lr"] for r in runs if (r["part"], r["task"], r["method"]) == ("rates", task, name)]
+            assert sorted(swept) == sorted(plan.RATES * 2)
+
+
+def test_what_joined_later_stands_at_the_end():
+    """Runs that were made by the first plan keep their names and their order."""
+    runs = plan.full_plan()
+    later = [r["task"] == "chains" or r["method"] in plan.LATER for r in runs]
+    assert later == sorted(later)
+    assert later.count(False) == 852
+    assert set(plan.FIRST) | set(plan.LATER) == set(methods.METHODS)
+
+
+def test_every_strength_is_swept_around_the_papers_value():
+    """A trainer that has a strength has a sweep, with the paper's value inside, in worlds of its own."""
+    runs = plan.full_plan()
+    swept = {r["method"]: set() for r in runs if r["part"] == "strengths"}
+    for run in runs:
+        if run["part"] == "strengths":
+            swept[run["method"]] |= set(run["overrides"].items())
+            assert run["world"] in plan.STRENGTH_WORLDS
+    trainers = {methods.METHODS[name].trainer for name in swept}
+    for name in set(methods.METHODS) - set(methods.missing(list(methods.METHODS))) - {"grpo"}:
+        trainer = methods.METHODS[name].trainer
+        config = methods.trainer_class(methods.METHODS[name]).config_class
+        strengths = [f.name for f in dataclasses.fields(config) if f.name.endswith("_strength")]
+        assert not strengths or trainer in trainers or trainer.startswith("evidence.variants.")
+    for name, values in swept.items():
+        method = methods.METHODS[name]
+        field = method.strengths[0]
+        default = getattr(methods.trainer_class(method).config_class, field)
+        assert (field, default) in values and len(values) == 3
 
 
 def test_methods_are_settings_that_their_trainers_take(tmp_path):
@@ -237,6 +275,12 @@ def test_the_page_says_what_the_raw_numbers_say(capsys):
     assert end.value.code == 0
 
 
+def test_what_a_hint_is_worth_is_read_from_the_counts():
+    row = {"task": "chains", "world": 3}
+    row |= {"plain": {"right": [4, 4], "distinct": [1, 3]}, "hinted": {"right": [16, 8], "distinct": [2, 2]}}
+    assert "| chains | 3 | 2 | 0.250 → 0.750 | 0.962 → 1.000 | 2.000 → 2.000 |" in hints.policies_table([row])
+
+
 def test_tables_and_pictures_come_from_the_numbers(tmp_path):
     results = {}
     for world in range(3):
@@ -251,7 +295,7 @@ def test_tables_and_pictures_come_from_the_numbers(tmp_path):
     text = page.read_text()
     assert "| rlrt | pass@8 | 3 | +" in text
     assert "| rlsd | routes | 3 |" in text
-    assert text.count("Not run yet.") == 5  # those of the other task
+    assert text.count("Not run yet.") == 14  # those of the other tasks
     assert (tmp_path / "evidence_routes.png").stat().st_size > 10_000
     page.write_text(text.replace("| rlrt | pass@8 | 3 | +", "| rlrt | pass@8 | 3 | -"))
     with pytest.raises(SystemExit, match="is not what"):

@@ -68,6 +68,14 @@ METHODS: dict[str, Method] = {
     "opsd_gold": _opsd(context="gold"),
     "rlsd_gold": Method("RLSDTrainer", {"context": "gold"}),
     "poweropd_gold": Method("PowerOPDTrainer", {"context": "gold"}),
+    # Whose weights score. OPSD's default is the policy at the start, SDPO's an average, RLRT's the policy itself.
+    "opsd_live": _opsd(teacher_model_kind="live"),
+    "opsd_ema": _opsd(teacher_model_kind="ema"),
+    "sdpo_live": Method("SDPOTrainer", {**PEER, **ROLLOUTS, "teacher_model_kind": "live"}),
+    "sdpo_base": Method("SDPOTrainer", {**PEER, **ROLLOUTS, "teacher_model_kind": "base"}),
+    "rlrt_base": _rlrt(teacher_model_kind="base"),
+    "rlrt_ema": _rlrt(teacher_model_kind="ema"),
+    "opsd_paced": _opsd(row_weight="paced"),
 }
 
 

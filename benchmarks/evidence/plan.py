@@ -9,6 +9,7 @@ worlds that are not reported.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ PAIRS, OTHER_PAIRS = 25, 8
 RATES = (1e-4, 3e-4, 1e-3)
 SWEEP_WORLDS, STRENGTH_WORLDS, PILOT_WORLDS = (1000, 1001), (1002, 1003), (2000, 2001)
 MAIN = ("grpo", "rlrt", "antisd", "opsd")
+LATER = ("opsd_live", "opsd_ema", "sdpo_live", "sdpo_base", "rlrt_base", "rlrt_ema", "opsd_paced")
+"""Methods that joined when the first runs had been made: their runs stand at the end."""
+FIRST = tuple(name for name in METHODS if name not in LATER)
 PILOT_RATE = 3e-4
 CHOSEN = "chosen"
 """In the place of a learning rate: the one that the sweep chooses for this method."""
@@ -31,10 +35,10 @@ def run_of(part: str, method: str, world: int, **fields: Any) -> dict[str, Any]:
     return {"id": "-".join(words), "lr": CHOSEN, **run}
 
 
-def rate_runs(task: str) -> list[dict[str, Any]]:
+def rate_runs(task: str, methods: Sequence[str]) -> list[dict[str, Any]]:
     return [
         run_of("rates", method, world, task=task, steps=SWEEP_STEPS, lr=rate)
-        for method in sorted(METHODS, key=lambda name: name not in MAIN)
+        for method in sorted(methods, key=lambda name: name not in MAIN)
         for rate in RATES
         for world in SWEEP_WORLDS
     ]
@@ -50,11 +54,21 @@ def strength_runs() -> list[dict[str, Any]]:
     ]
 
 
-def main_runs(task: str) -> list[dict[str, Any]]:
-    """World by world, so that whatever is finished is made of whole pairs."""
-    first = [run_of("main", method, world, task=task) for world in range(PAIRS) for method in MAIN]
-    others = [name for name in METHODS if name not in MAIN]
-    return first + [run_of("main", name, world, task=task) for world in range(OTHER_PAIRS) for name in others]
+def pairs_of(task: str, method: str) -> int:
+    """Worlds in which a method is compared: more of them for the main methods, but for `chains`."""
+    return PAIRS if method in MAIN and task != "chains" else OTHER_PAIRS
+
+
+def main_runs(task: str, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """World by world, so that whatever is finished is made of whole pairs. The main methods come first."""
+    main, others = [name for name in MAIN if name in methods], [name for name in methods if name not in MAIN]
+    return [
+        run_of("main", name, world, task=task)
+        for names in (main, others)
+        for world in range(PAIRS)
+        for name in names
+        if world < pairs_of(task, name)
+    ]
 
 
 def pilot_runs() -> list[dict[str, Any]]:
@@ -63,17 +77,25 @@ def pilot_runs() -> list[dict[str, Any]]:
     return [run_of("pilot", method, world, seed=seed, lr=PILOT_RATE) for method, world, seed in grid]
 
 
+def chains_runs() -> list[dict[str, Any]]:
+    """The third task: a pilot of GRPO alone, then all methods in eight worlds."""
+    pilot = [run_of("pilot", "grpo", world, task="chains", lr=PILOT_RATE) for world in PILOT_WORLDS]
+    return [*pilot, *rate_runs("chains", list(METHODS)), *main_runs("chains", list(METHODS))]
+
+
 def smoke_runs() -> list[dict[str, Any]]:
     """Toy sizes: what is checked is that everything runs."""
     toy = {"steps": SMOKE_STEPS, "rollouts": 16, "samples": 8, "problems": 12, "warm_up": {"steps": 30, "batch": 32}}
     rates = [run_of("rates", name, 0, seed=seed, lr=PILOT_RATE, **toy) for name in MAIN for seed in (0, 1)]
     main = [run_of("main", name, 0, seed=seed, **toy) for name in MAIN for seed in (0, 1)]
-    return rates + main + [run_of("pilot", "grpo", 0, task="sums", lr=PILOT_RATE, **toy)]
+    return rates + main + [run_of("pilot", "grpo", 0, task=task, lr=PILOT_RATE, **toy) for task in ("sums", "chains")]
 
 
 def full_plan() -> list[dict[str, Any]]:
-    runs = [*pilot_runs(), *rate_runs("routes"), *main_runs("routes"), *strength_runs()]
-    return [*runs, *rate_runs("sums"), *main_runs("sums")]
+    """What joins later joins at the end."""
+    runs = [*pilot_runs(), *rate_runs("routes", FIRST), *main_runs("routes", FIRST), *strength_runs()]
+    runs += [*rate_runs("sums", FIRST), *main_runs("sums", FIRST)]
+    return [*runs, *rate_runs("routes", LATER), *main_runs("routes", LATER), *chains_runs()]
 
 
 def main(path: Path, kind: str = "full") -> None:

@@ -49,6 +49,12 @@ def read(path: Path) -> dict[str, Result]:
     return results
 
 
+def add(folder: Path, path: Path) -> int:
+    """Put the finished runs into the file. Those that are there stay, unless they were made again. How many it has."""
+    results = (read(path) if path.exists() else {}) | finished(folder)
+    write(results, path)
+    return len(results)
+
+
 if __name__ == "__main__":
-    write(finished(Path(sys.argv[1])), Path(sys.argv[2]))
-    print(f"{len(read(Path(sys.argv[2])))} runs in {sys.argv[2]}")
+    print(f"{add(Path(sys.argv[1]), Path(sys.argv[2]))} runs in {sys.argv[2]}")

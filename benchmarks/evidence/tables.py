@@ -5,33 +5,24 @@ PYTHONPATH=benchmarks python -m evidence.tables --check      # an error where th
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
-from evidence import analysis, power
+from evidence import analysis, hints, power
 from evidence.figures import draw
+from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.plan import MAIN
 from evidence.raw import Result, read
+from evidence.verdicts import claims_table
 
 ROOT = Path(__file__).parents[2]
 PAGE, RAW, ASSETS = ROOT / "docs/evidence.md", ROOT / "benchmarks/results/evidence/runs.parquet", ROOT / "docs/assets"
-TASKS = ("routes", "sums")
-NOTHING = "Not run yet."
-LABELS = {"pass1": "pass@1", "pass8": "pass@8", "routes": "routes"}
-
-
-def interval(low: float, high: float) -> str:
-    return f"[{low:.3f}, {high:.3f}]"
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    if not rows:
-        return NOTHING
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+TASKS = ("routes", "sums", "chains")
+HARDER = ("routes", "chains")
+"""The tasks with several ways to be right: the claims are decided there."""
 
 
 def in_order(methods: dict[str, list[Result]]) -> list[str]:
@@ -103,10 +94,10 @@ def sweep_table(results: dict[str, Result], part: str, task: str) -> str:
     )
 
 
-def pilot_table(results: dict[str, Result]) -> str:
+def pilot_table(results: dict[str, Result], task: str) -> str:
     """Does training take anything away? First and last point of each run."""
     rows = []
-    for name, runs in sorted(analysis.grouped(results, "pilot", "routes").items()):
+    for name, runs in sorted(analysis.grouped(results, "pilot", task).items()):
         for run in sorted(runs, key=lambda r: (r["world"], r["seed"])):
             ends = [
                 f"{run['curve'][0][m]:.3f} → {run['curve'][-1][m]:.3f}" for m in ("pass1", "pass8", "routes", "legal")
@@ -115,14 +106,20 @@ def pilot_table(results: dict[str, Result]) -> str:
     return table(["method", "world", "seed", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
 
 
-def numbers(d: analysis.Difference) -> list[Any]:
-    return [d.pairs, f"{d.mean:+.3f}", interval(d.low, d.high), f"{d.deviation:.3f}"]
+def curve_table(results: dict[str, Result], task: str) -> str:
+    """The pilot on its way: means over its runs at every evaluation."""
+    runs = [run for runs in analysis.grouped(results, "pilot", task).values() for run in runs]
+    rows = []
+    for points in zip(*(run["curve"] for run in runs), strict=True):
+        looks = [f"{mean(point[m] for point in points):.3f}" for m in ("pass1", "pass8", "routes", "legal", "repaired")]
+        rows.append([points[0]["step"], *looks])
+    return table(["step", "pass@1", "pass@8", "routes", "legal", "repaired"], rows)
 
 
-def losses_table(results: dict[str, Result], part: str) -> str:
+def losses_table(results: dict[str, Result], part: str, task: str) -> str:
     """The last point minus the first of the same run: below 0, training took something away."""
     rows = []
-    for name, runs in sorted(analysis.grouped(results, part, "routes").items()):
+    for name, runs in sorted(analysis.grouped(results, part, task).items()):
         for metric in analysis.PRIMARY if len(runs) > 1 else ():
             rows.append([name, LABELS[metric], *numbers(analysis.loss_from_start(runs, metric))])
     return table(["method", "last - first", "runs", "mean", "95 %", "SD of a run"], rows)
@@ -143,14 +140,19 @@ def matched_table(methods: dict[str, list[Result]]) -> str:
 
 def blocks(results: dict[str, Result]) -> dict[str, str]:
     """Everything on the page that is made from numbers, by its mark."""
-    made = {"power": power.table(), "pilot": pilot_table(results)}
-    made |= {f"losses {part}": losses_table(results, part) for part in ("pilot", "main")}
+    made = {"power": power.table(), "policies": hints.policies_table(json.loads(hints.FILE.read_text()))}
+    for task, mark in (("routes", ""), ("chains", " chains")):
+        made[f"pilot{mark}"] = pilot_table(results, task)
+        made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
+    made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
         made[f"results {task}"], made[f"costs {task}"] = results_table(methods), costs_table(methods)
         made[f"differences {task}"] = differences_table(methods)
         made[f"matched {task}"] = matched_table(methods)
         made[f"rates {task}"] = sweep_table(results, "rates", task)
+        if task in HARDER:
+            made[f"claims {task}"] = claims_table(methods, task)
     made["strengths routes"] = sweep_table(results, "strengths", "routes")
     return made
 
