@@ -79,6 +79,11 @@ CLAIMS: tuple[Claim, ...] = (
         Contrast("opsd_other_gold", "opsd_gold", CLOSE),
     ),
     Claim("No reference at all is close to the right one", CONTROL, Contrast("opsd_none", "opsd_gold", CLOSE)),
+    Claim(
+        "Pushing down one's own unlikely tokens, without a teacher, beats distillation",
+        "OPSA 2608.31046 (summary)",
+        Contrast("opsa", "opsd", MORE),
+    ),
     Claim("SDPO is right more often than GRPO", f"{SDPO}, Table 3", Contrast("sdpo", "grpo", MORE)),
     Claim("A live teacher is worse than an averaged one", f"{SDPO}, Table 4", Contrast("sdpo_live", "sdpo", LESS)),
     Claim(

@@ -15,6 +15,10 @@ ROLLOUTS = {"num_generations": 8}
 """OPSD and SDPO would draw one rollout a prompt: here everybody has the same number, and so a group with peers."""
 
 
+UNTAUGHT = ("trl.GRPOTrainer", "OPSATrainer")
+"""Trainers that ask no teacher."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the comparison."""
@@ -76,6 +80,7 @@ METHODS: dict[str, Method] = {
     "rlrt_base": _rlrt(teacher_model_kind="base"),
     "rlrt_ema": _rlrt(teacher_model_kind="ema"),
     "opsd_paced": _opsd(row_weight="paced"),
+    "opsa": Method("OPSATrainer"),
 }
 
 

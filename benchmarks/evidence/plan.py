@@ -20,7 +20,7 @@ PAIRS, OTHER_PAIRS = 25, 8
 RATES = (1e-4, 3e-4, 1e-3)
 SWEEP_WORLDS, STRENGTH_WORLDS, PILOT_WORLDS = (1000, 1001), (1002, 1003), (2000, 2001)
 MAIN = ("grpo", "rlrt", "antisd", "opsd")
-LATER = ("opsd_live", "opsd_ema", "sdpo_live", "sdpo_base", "rlrt_base", "rlrt_ema", "opsd_paced")
+LATER = ("opsd_live", "opsd_ema", "sdpo_live", "sdpo_base", "rlrt_base", "rlrt_ema", "opsd_paced", "opsa")
 """Methods that joined when the first runs had been made: their runs stand at the end."""
 FIRST = tuple(name for name in METHODS if name not in LATER)
 PILOT_RATE = 3e-4

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, TrainerCallback
 
 from evidence.measures import SAMPLES, evaluation
-from evidence.methods import METHODS, configuration, trainer_class
+from evidence.methods import METHODS, UNTAUGHT, configuration, trainer_class
 from evidence.policy import load_policy, policy_folder
 from evidence.sampling import sample
 from evidence.task import HINT_TEMPLATE, Task
@@ -103,7 +103,7 @@ def train(run: dict[str, Any], cache: Path) -> dict[str, Any]:
     watch = Watch(task, tokenizer, every, run.get("samples", SAMPLES), run.get("problems"))
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(run, task, folder)
-        teacher = {} if method.trainer.startswith("trl.") else {"teacher_template": HINT_TEMPLATE}
+        teacher = {} if method.trainer in UNTAUGHT else {"teacher_template": HINT_TEMPLATE}
         args = configuration(method, {**settings, **teacher}, run.get("overrides", {}))
         trainer: Any = trainer_class(method)(
             model=model,
