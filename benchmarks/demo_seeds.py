@@ -97,13 +97,13 @@ def measure(args: argparse.Namespace, path: Path, seeds: list[int]) -> dict[str,
 def table(results: dict[str, Any]) -> str:
     """The runs in markdown."""
     lines = [
-        "| seed | before | after | reward, first step | last three steps | truncated at the end | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| seed | before | after | reward, first step | last three | taught, all steps | truncated, last step | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for seed, run in sorted(results["runs"].items(), key=lambda item: int(item[0])):
-        first, last = run["rewards"][0], statistics.mean(run["rewards"][-3:])
-        rates = f"{run['before']:.0%} | {run['after']:.0%} | {first:.0%} | {last:.0%} | {run['truncated'][-1]:.0%}"
-        lines.append(f"| {seed} | {rates} | {run['cpu_seconds']:.0f} |")
+        numbers = [run["before"], run["after"], run["rewards"][0], statistics.mean(run["rewards"][-3:])]
+        numbers += [statistics.mean(run["taught"]), run["truncated"][-1]]
+        lines.append(f"| {seed} | {' | '.join(f'{n:.0%}' for n in numbers)} | {run['cpu_seconds']:.0f} |")
     return "\n".join(lines).replace("%", " %")
 
 

@@ -63,7 +63,7 @@ def test_it_goes_on_where_it_stopped_and_counts(tmp_path, monkeypatch, capsys):
     assert [file.name for file in path.parent.iterdir()] == ["demo.json"]
     shown = capsys.readouterr().out
     assert "1 of 2 seeds end above 60 %: from 10 %–10 % to 50 %–70 %, median 60 %" in shown
-    assert "| 1 | 10 % | 70 % | 50 % | 50 % | 25 % |" in shown
+    assert "| 1 | 10 % | 70 % | 50 % | 50 % | 100 % | 25 % |" in shown
 
 
 def test_runs_with_other_settings_are_not_mixed(tmp_path, monkeypatch):
