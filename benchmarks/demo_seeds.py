@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace, path: Path, seeds: list[int]) -> dict[str,
 def table(results: dict[str, Any]) -> str:
     """The runs in markdown."""
     lines = [
-        "| seed | before | after | reward, first step | last three | taught, all steps | truncated, last step | CPU seconds |",
+        "| seed | before | after | reward, first step | last three | taught | truncated, last step | CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for seed, run in sorted(results["runs"].items(), key=lambda item: int(item[0])):
