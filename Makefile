@@ -14,7 +14,7 @@ VLLM_VENV ?= .venv-vllm
 EVIDENCE := PYTHONPATH=benchmarks:examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m evidence
 SMOKE := build/evidence
 
-.PHONY: demo test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel \
+.PHONY: demo demo-seeds test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel \
   check-publish bench evidence evidence-smoke docs clean
 
 demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
@@ -81,6 +81,9 @@ check-publish: $(VENV)/.dev  ## sdist and wheel, and the workflows that publish 
 bench: $(VENV)/.dev  ## The op, and a training step of the smallest shape
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/linear_divergence.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/training_phase.py --small
+
+demo-seeds: $(VENV)/.demo  ## The demo with eight seeds: the table of docs/quickstart.md. What is finished is skipped
+	PYTHONPATH=examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/demo_seeds.py
 
 evidence: $(VENV)/.dev  ## The comparison of docs/evidence.md: hours. What is finished is skipped
 	$(EVIDENCE).runner benchmarks/results/evidence/plan.json

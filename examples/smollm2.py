@@ -46,12 +46,16 @@ def packaged_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(packaged(), gguf_file=GGUF, padding_side="left")
 
 
-def chain_sums(size: int, *, seed: int) -> Dataset:
-    """`size` different sums and differences of two one-digit numbers, with the answer as `solution`."""
+def chain_sums(size: int, *, seed: int, signs: str = "+-") -> Dataset:
+    """`size` different sums and differences of two one-digit numbers, with the answer as `solution`.
+
+    There are 100 sums and 100 differences. `signs="+"` takes sums alone.
+    """
     problems = create_dataset(
-        "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1, size=8 * size + 200, seed=seed
+        "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1, size=32 * size + 200, seed=seed
     )
-    rows = {row["question"]: row["answer"] for row in problems}
+    # "... problem: 3 + 4 =": the sign is the last word but two.
+    rows = {row["question"]: row["answer"] for row in problems if row["question"].split()[-3] in signs}
     system = {"role": "system", "content": SYSTEM_PROMPT}
     return Dataset.from_list(
         [
@@ -59,6 +63,15 @@ def chain_sums(size: int, *, seed: int) -> Dataset:
             for question, answer in list(rows.items())[:size]
         ]
     )
+
+
+def split(problems: Dataset, size: int) -> tuple[Dataset, Dataset]:
+    """`size` problems, or one more, and the others. 3 + 4 and 4 + 3 are never on two sides."""
+    pairs = [frozenset(row["prompt"][-1]["content"].split()[-4::2][:2]) for row in problems.to_list()]
+    first = {pair: place for place, pair in reversed(list(enumerate(pairs)))}
+    order = sorted(range(len(pairs)), key=lambda i: first[pairs[i]])
+    size += pairs[order[size - 1]] == pairs[order[size]]
+    return problems.select(order[:size]), problems.select(order[size:])
 
 
 def main(folder: Path = Path("outputs")) -> None:
