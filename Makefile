@@ -88,6 +88,7 @@ demo-seeds: $(VENV)/.demo  ## The demo with eight seeds: the table of docs/quick
 evidence: $(VENV)/.dev  ## The comparison of docs/evidence.md: hours. What is finished is skipped
 	$(EVIDENCE).runner benchmarks/results/evidence/plan.json
 	$(EVIDENCE).raw outputs/evidence benchmarks/results/evidence/runs.parquet
+	$(EVIDENCE).smollm outputs/evidence
 	$(EVIDENCE).tables
 
 evidence-smoke: $(VENV)/.dev  ## The same from end to end at toy size, and that the page says what the raw numbers say

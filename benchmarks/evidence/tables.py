@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
-from evidence import analysis, hints, power
+from evidence import analysis, hints, power, smollm
 from evidence.figures import draw
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.plan import MAIN
@@ -153,6 +153,8 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
         made[f"rates {task}"] = sweep_table(results, "rates", task)
         if task in HARDER:
             made[f"claims {task}"] = claims_table(methods, task)
+    checkpoint = smollm.load()
+    made["smollm start"], made["smollm"] = smollm.starts_table(checkpoint), smollm.results_table(checkpoint)
     made["strengths routes"] = sweep_table(results, "strengths", "routes")
     return made
 
