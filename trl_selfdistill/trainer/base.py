@@ -62,6 +62,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     """The algorithm's own `teacher_template` by placement ("user", "system"); the collator's defaults where empty."""
     views: ClassVar[tuple[str, ...]] = ("teacher",)
     """Names of the teacher prompts under which a row is scored. Empty: no teacher is asked, and none costs anything."""
+    reads_context: ClassVar[bool] = True
+    """Whether `contexts` asks the setting `context`. False for an algorithm that chooses all that its teachers see."""
 
     args: SelfDistillConfig
     processing_class: Any
