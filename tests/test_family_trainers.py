@@ -6,6 +6,7 @@ from contract import make
 from helpers import build, distill_settings, settings, step_logs, watch_signals
 
 from trl_selfdistill import (
+    Context,
     OPSATrainer,
     OPSDConfig,
     OPSDTrainer,
@@ -70,6 +71,16 @@ def test_rlcsd_shows_a_right_rollout_and_wrong_ones(most, model_dir, tokenizer, 
 def test_rlcsd_without_hints_is_grpo(model_dir, tokenizer, tmp_path):
     _, (batch,) = watched(RLCSDTrainer, model_dir, tokenizer, tmp_path, context="none")
     assert torch.equal(batch.advantages, batch.plain.unsqueeze(1).expand_as(batch.advantages))
+
+
+@pytest.mark.parametrize(("made", "views"), [(None, 0), ("  ", 0), (Context(None, "mine"), 2), ("7", 2)])
+def test_rlcsd_shows_wrong_hints_beside_a_right_one_alone(made, views, model_dir, tokenizer, tmp_path):
+    data = {"context_builder": lambda rollout: made}
+    trainer = make(RLCSDTrainer, model_dir, tokenizer, tmp_path, data=data)
+    shown = trainer.contexts(Rollout({}, "5", correct=False, wrong_peers=("3",)))
+    assert len(shown) == views
+    if isinstance(made, Context):  # nothing on one side, nothing on the other
+        assert [context.text for context in shown.values()] == [None, None]
 
 
 def test_sdpo_shows_another_right_rollout_else_feedback_else_nothing(model_dir, tokenizer, tmp_path):

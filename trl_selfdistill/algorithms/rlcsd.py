@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
+from trl_selfdistill.context.builders import as_context
 from trl_selfdistill.context.rollout import Context, Rollout
 from trl_selfdistill.grpo_settings import check_token_signal
 from trl_selfdistill.maths import TokenScores, masked_fill_nan, mean_logps
@@ -105,9 +105,9 @@ class RLCSDTrainer(TokenSignalTrainer):
     }
 
     def contexts(self, rollout: Rollout) -> Mapping[str, Any]:
-        right = self.context_builder(rollout)
+        right = as_context(self.context_builder(rollout), maker="The context builder")
         wrong: list[Any] = [Context(text, "wrong_peer") for text in rollout.wrong_peers[: self.args.rlcsd_wrong_peers]]
-        wrong = [right] if right is NO_PRIVILEGED_TEXT else wrong  # without a hint on one side, none on the other
+        wrong = [right] if right and right.text is None else wrong  # without a hint on one side, none on the other
         return {} if right is None or not wrong else dict(zip(self.views, [right, *wrong], strict=False))
 
     def token_advantages(
