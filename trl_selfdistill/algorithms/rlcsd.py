@@ -74,7 +74,7 @@ class RLCSDConfig(SelfDistillConfig):
         limits = {"strength": (0, inf), "beta": (0, inf), "threshold": (0, inf), "wrong_peers": (1, 4)}
         for name, bounds in {**limits, "temperature": (1e-6, inf)}.items():
             in_range(f"rlcsd_{name}", getattr(self, f"rlcsd_{name}"), *bounds)
-        if self.num_generations < 3 and self.context in ("peer", "own_peer"):
+        if self.num_generations == 2 and self.context in ("peer", "own_peer"):
             raise ValueError("num_generations=2: no rollout has both a right and a wrong peer. Set at least 3.")
 
 
