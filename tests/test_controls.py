@@ -7,6 +7,7 @@ import test_cli
 from test_cli import error_of, recipe
 
 import trl_selfdistill
+from trl_selfdistill import OPSAConfig, OPSDConfig
 from trl_selfdistill.cli import control_arms, control_run, controls
 from trl_selfdistill.cli.arguments import parse, read_command_line
 from trl_selfdistill.cli.control_arms import GRPO, METHOD, NO_REFERENCE, NO_TEACHER, WRONG_REFERENCE, adapted, arms_of
@@ -14,7 +15,19 @@ from trl_selfdistill.cli.control_table import table
 from trl_selfdistill.cli.main import main
 
 here = test_cli.here  # a fixture: the working directory of a user
-COMMON = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--output_dir", "out", "--model_name_or_path", "m"]
+REWARD = ["--reward_funcs", "accuracy_reward"]
+COMMON = [
+    *REWARD,
+    "--use_cpu",
+    "--bf16",
+    "false",
+    "--report_to",
+    "none",
+    "--output_dir",
+    "out",
+    "--model_name_or_path",
+    "m",
+]
 BATCH = ["--num_generations", "4", "--per_device_train_batch_size", "8"]
 
 
@@ -39,7 +52,7 @@ def test_arms_that_make_no_sense_are_left_out_with_one_line():
     assert "u = 0" not in found[NO_REFERENCE].left_out  # its teacher has the base weights
     assert "no strength that could be 0" in found[GRPO].left_out
     # Its student does not think: neither does that of the arm.
-    assert found[NO_TEACHER].options == ["--chat_template_kwargs", '{"enable_thinking": false}']
+    assert found[NO_TEACHER].changes["chat_template_kwargs"] == '{"enable_thinking": false}'
     alone = arms("opsa")
     assert [name for name, arm in alone.items() if not arm.left_out] == [METHOD]
     assert "opsa asks no teacher" in alone[WRONG_REFERENCE].left_out
@@ -52,6 +65,47 @@ def test_arms_that_make_no_sense_are_left_out_with_one_line():
     assert "one problem per batch" in small[WRONG_REFERENCE].left_out
     assert "recipe's own" in arms("rlrt", "--context", "other_gold")[WRONG_REFERENCE].left_out
     assert all("\n" not in arm.left_out for arm in (*found.values(), *small.values()))
+
+
+def test_the_arm_without_a_teacher_has_as_many_rollouts_a_prompt_as_the_method():
+    """OPSD's default is 1, OPSA's is 8."""
+    batch = ["--per_device_train_batch_size", "2"]
+    arguments = parse(read_command_line([*COMMON, *batch], OPSDConfig), OPSDConfig)
+    arm = control_arms.without_teacher("opsd", arguments)
+    assert arm.changes["num_generations"] == "1"
+    assert (
+        parse(read_command_line([*COMMON, *batch, *arm.options], OPSAConfig), OPSAConfig).training.num_generations == 1
+    )
+
+
+def test_the_arm_without_a_teacher_is_read_before_anything_runs():
+    found = arms("rlrt", "--skip_unused_scores", "true")
+    assert not found[NO_TEACHER].left_out
+    assert adapted({"skip_unused_scores": True}, [], method="rlrt", arm="opsa") == ({}, [])
+    assert adapted({"skip_unused_scores": True}, [], method="rlrt", arm="rlrt")[0] == {"skip_unused_scores": True}
+    masked = arms("rlrt", "--off_policy_mask_threshold", "0.5")
+    assert "off_policy_mask_threshold=0.5" in masked[NO_TEACHER].left_out
+    assert not masked[METHOD].left_out
+
+
+@pytest.mark.parametrize("command", ["rlcsd", "sdpo"])
+def test_algorithms_that_put_a_context_in_words_of_their_own_have_the_controls(command):
+    found = arms(command)
+    assert found[NO_REFERENCE].changes == {"context": "none"}
+    assert found[WRONG_REFERENCE].changes == {"context": "other_gold"}
+
+
+def test_an_algorithm_that_does_not_read_the_context_has_no_references(monkeypatch):
+    monkeypatch.setattr(trl_selfdistill.RLCSDTrainer, "reads_context", False)
+    found = arms("rlcsd")
+    assert all("`context` is not read" in found[name].left_out for name in (NO_REFERENCE, WRONG_REFERENCE))
+
+
+def test_without_a_reward_there_is_no_grpo_to_compare_with(monkeypatch):
+    assert not arms("poweropd")[GRPO].left_out
+    assert "no reward" in arms("poweropd", "--reward_weights", "0.0")[GRPO].left_out
+    monkeypatch.setattr("test_controls.COMMON", [text for text in COMMON if text not in REWARD])
+    assert "no reward" in arms("poweropd")[GRPO].left_out
 
 
 def test_settings_of_one_algorithm_do_not_reach_another():

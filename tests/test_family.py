@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_selfdistill.algorithms.opsa import OPSAConfig, opsa_advantages
+from trl_selfdistill.algorithms.opsd import OPSDConfig
 from trl_selfdistill.algorithms.power_opd import PowerOPDConfig, power_opd_rewards
 from trl_selfdistill.algorithms.rlcsd import RLCSDConfig, rlcsd_advantages
 from trl_selfdistill.algorithms.rlsd import RLSDConfig, rlsd_advantages, rlsd_strength, rlsd_weights
@@ -157,6 +158,9 @@ def test_no_gradient_reaches_what_is_made():
         (RLCSDConfig, {"rlcsd_threshold": float("nan")}),
         (RLCSDConfig, {"rlcsd_temperature": 0.0}),
         (RLCSDConfig, {"rlcsd_wrong_peers": 5}),
+        (RLCSDConfig, {"num_generations": 2}),
+        (RLCSDConfig, {"num_generations": 2, "context": "own_peer"}),
+        (OPSDConfig, {"opsd_skip_tokens": 8, "max_completion_length": 8}),
         (PowerOPDConfig, {"power_opd_alpha": 0.0}),
         (PowerOPDConfig, {"power_opd_strength": -1.0}),
         (SDPOConfig, {"sdpo_beta": 1.5}),
@@ -168,6 +172,11 @@ def test_no_gradient_reaches_what_is_made():
 def test_configs_name_the_bad_field(config, bad, tmp_path):
     with pytest.raises(ValueError, match=next(iter(bad))):
         config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **bad)
+
+
+def test_rlcsd_takes_two_rollouts_where_the_right_hint_is_no_peer(tmp_path):
+    config = RLCSDConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2, context="gold")
+    assert config.num_generations == 2
 
 
 def test_the_papers_defaults(tmp_path):

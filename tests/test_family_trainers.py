@@ -6,6 +6,7 @@ from contract import make
 from helpers import build, distill_settings, settings, step_logs, watch_signals
 
 from trl_selfdistill import (
+    Context,
     OPSATrainer,
     OPSDConfig,
     OPSDTrainer,
@@ -72,6 +73,16 @@ def test_rlcsd_without_hints_is_grpo(model_dir, tokenizer, tmp_path):
     assert torch.equal(batch.advantages, batch.plain.unsqueeze(1).expand_as(batch.advantages))
 
 
+@pytest.mark.parametrize(("made", "views"), [(None, 0), ("  ", 0), (Context(None, "mine"), 2), ("7", 2)])
+def test_rlcsd_shows_wrong_hints_beside_a_right_one_alone(made, views, model_dir, tokenizer, tmp_path):
+    data = {"context_builder": lambda rollout: made}
+    trainer = make(RLCSDTrainer, model_dir, tokenizer, tmp_path, data=data)
+    shown = trainer.contexts(Rollout({}, "5", correct=False, wrong_peers=("3",)))
+    assert len(shown) == views
+    if isinstance(made, Context):  # nothing on one side, nothing on the other
+        assert [context.text for context in shown.values()] == [None, None]
+
+
 def test_sdpo_shows_another_right_rollout_else_feedback_else_nothing(model_dir, tokenizer, tmp_path):
     trainer = make(SDPOTrainer, model_dir, tokenizer, tmp_path, context="peer_else_feedback")
     rollout = Rollout({}, "5", correct=False, peers=("7", "8"), feedback="Too small.")
@@ -90,6 +101,28 @@ def test_sdpo_shows_another_right_rollout_else_feedback_else_nothing(model_dir, 
         "Feedback on an earlier attempt that failed:\n\nToo small.",
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("about", "heading"),
+    [
+        ({"correct": True}, "Feedback on an earlier attempt:"),
+        ({"correct": False, "passed": True, "finished": False}, "Feedback on an earlier attempt:"),
+        ({"correct": False, "assessed": False}, "Feedback on an earlier attempt:"),
+        ({"correct": False}, "Feedback on an earlier attempt that failed:"),
+    ],
+)
+def test_sdpo_calls_no_attempt_failed_that_was_not_judged_so(about, heading, model_dir, tokenizer, tmp_path):
+    trainer = make(SDPOTrainer, model_dir, tokenizer, tmp_path, context="peer_else_feedback", teacher_template=None)
+    shown = trainer.contexts(Rollout({}, "5", feedback="Passes 12 of 12 tests.", **about))["teacher"]
+    assert shown.text == f"{heading}\n\nPasses 12 of 12 tests."
+
+
+def test_sdpo_calls_no_lesson_a_correct_solution(model_dir, tokenizer, tmp_path):
+    trainer = make(SDPOTrainer, model_dir, tokenizer, tmp_path, context="memory", teacher_template=None)
+    rollout = Rollout({}, "5", correct=False, prompt="1+1=")
+    trainer.memory.learn([trainer.memory.lesson(rollout)])
+    assert trainer.contexts(rollout)["teacher"] == trainer.memory(rollout)
 
 
 def recorded_weights(monkeypatch):
@@ -161,6 +194,18 @@ def test_power_opd_needs_no_reward_but_for_peers(model_dir, tokenizer, tmp_path)
         config = PowerOPDConfig(**distill_settings(tmp_path, context=context))
         with pytest.raises(ValueError, match=f"context='{context}' needs reward_funcs"):
             build(PowerOPDTrainer, config, str(model_dir), tokenizer, reward_funcs=None)
+
+
+def test_power_opd_without_rewards_and_teacher_trains_on_nothing(model_dir, tokenizer, tmp_path, caplog):
+    def said(folder, **data):
+        config = PowerOPDConfig(**distill_settings(folder, max_steps=1, health_thresholds={"no_teacher": 1}))
+        caplog.clear()
+        build(PowerOPDTrainer, config, str(model_dir), tokenizer, context_builder=lambda rollout: None, **data).train()
+        return caplog.text
+
+    why = "because the context_builder returned no text"
+    assert f"PowerOPD is training on nothing now, {why}" in said(tmp_path / "without", reward_funcs=None)
+    assert f"PowerOPD is plain GRPO now, {why}" in said(tmp_path / "with", reward_funcs=right_in_turn)
 
 
 def test_opsa_needs_no_teacher_no_reward_and_no_solution(model_dir, tokenizer, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """The health checks in training: each thing that is made to go wrong is seen, and what goes well is left alone."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,18 @@ def test_a_teacher_of_ones_own_that_says_nothing(model, tokenizer, tmp_path, cap
     assert "because the context_builder returned no text for any rollout" in said(caplog)["no_teacher"]
     args = RLRTConfig(**distill_settings(tmp_path, context="builtins.repr"))
     assert no_context(args, own_builder=False).startswith("the function of context='builtins.repr' returned no text")
+
+
+def test_the_reasons_of_the_other_contexts():
+    def reason(context: str, **kwargs: Any) -> str:
+        return no_context(
+            SimpleNamespace(context=context, privileged_context_column="solution"), own_builder=False, **kwargs
+        )
+
+    assert "nothing was said of any rollout" in reason("peer_else_feedback")
+    assert reason("feedback") == "nothing was said of any rollout"
+    assert "about the same task" in reason("memory")
+    assert "correct" not in reason("peer", views=5)  # all of a group may be right: then no wrong hint is there
 
 
 def thinking(tokenizer: Any) -> Any:

@@ -6,7 +6,7 @@ import new_algorithm
 import pytest
 import torch
 from contract import make
-from helpers import build, distill_settings, settings, watch_signals
+from helpers import build, distill_settings, settings, sums, watch_signals
 from test_contract import Wrong, WrongConfig
 
 from trl_selfdistill import OPSDConfig, OPSDTrainer, RLRTConfig, RLRTTrainer
@@ -122,6 +122,25 @@ def test_row_weights_reach_rows_without_a_teacher(model_dir, tokenizer, tmp_path
 
 def half(rollout) -> float:
     return 0.5
+
+
+NO_WEIGHTS = {"nan": float("nan"), "inf": float("inf"), "None": None, "'1'": "1"}
+
+
+def no_weight(rollout):
+    return NO_WEIGHTS[rollout.row["kind"]]
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+@pytest.mark.parametrize("trainer", [RLRTTrainer, OPSDTrainer])
+def test_a_row_weight_that_is_no_finite_number_stops_the_run(trainer, kind, model_dir, tokenizer, tmp_path):
+    args = trainer.config_class(
+        **distill_settings(tmp_path, row_weight="test_seams.no_weight", context="gold", remove_unused_columns=False)
+    )
+    data = sums().add_column("kind", [kind] * len(sums()))
+    made = build(trainer, args, str(model_dir), tokenizer, train_dataset=data)
+    with pytest.raises(ValueError, match=rf"row_weight='test_seams.no_weight' must return .* returned {kind}\."):
+        made.train()
 
 
 def test_row_weights_are_refused_where_they_cannot_be(model_dir, tokenizer, tmp_path):

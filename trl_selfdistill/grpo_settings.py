@@ -67,8 +67,8 @@ def check_token_signal(args: Any, *, keeps_sign: bool, gated: bool = False) -> N
     if args.off_policy_mask_threshold is not None and not keeps_sign:
         raise ValueError(
             f"off_policy_mask_threshold={args.off_policy_mask_threshold} masks rollouts whose advantage is negative. "
-            "This algorithm gives tokens of one rollout advantages of both signs, so that TRL would mask single "
-            "tokens. Set off_policy_mask_threshold=None."
+            "This algorithm gives tokens advantages of another sign than their rollout's, so that TRL would mask "
+            "single tokens. Set off_policy_mask_threshold=None."
         )
     if gated:
         warn_of_several_gate_steps(args)

@@ -102,6 +102,11 @@ class OPSDConfig(SelfDistillConfig):
             raise ValueError(f"opsd_policy_weight={self.opsd_policy_weight} must not be negative.")
         if self.opsd_skip_tokens < 0:
             raise ValueError(f"opsd_skip_tokens={self.opsd_skip_tokens} must not be negative.")
+        if self.max_completion_length is not None and self.opsd_skip_tokens >= self.max_completion_length:
+            raise ValueError(
+                f"opsd_skip_tokens={self.opsd_skip_tokens} leaves nothing of max_completion_length="
+                f"{self.max_completion_length} tokens: no token would have a loss. Skip fewer."
+            )
         if self.opsd_policy_weight == 0:
             check_no_policy_loss(self, way_out="opsd_policy_weight > 0, which adds GRPO's loss")
         if self.opsd_policy_weight > 0 and self.num_generations == 1:

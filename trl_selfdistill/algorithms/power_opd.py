@@ -94,6 +94,14 @@ class PowerOPDTrainer(TokenSignalTrainer):
             }"""),
     }
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return self.has_rewards
+
+    @property
+    def untaught(self) -> str:
+        return "plain GRPO" if self.learns_from_rewards else "training on nothing"
+
     @staticmethod
     def rewards_for(reward_funcs: Any, args: PowerOPDConfig) -> Any:
         return rewards_or_none(reward_funcs, args)

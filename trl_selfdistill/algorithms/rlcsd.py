@@ -14,14 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trl_selfdistill.config import SelfDistillConfig
-from trl_selfdistill.context.builders import NO_PRIVILEGED_TEXT
+from trl_selfdistill.context.builders import as_context
 from trl_selfdistill.context.rollout import Context, Rollout
 from trl_selfdistill.grpo_settings import check_token_signal
 from trl_selfdistill.maths import TokenScores, masked_fill_nan, mean_logps
 from trl_selfdistill.settings import in_range
 from trl_selfdistill.trainer.token_signal import TokenSignalTrainer
-
-_WRONG = ("wrong_1", "wrong_2", "wrong_3", "wrong_4")
 
 
 def rlcsd_advantages(
@@ -73,9 +71,11 @@ class RLCSDConfig(SelfDistillConfig):
     def check(self) -> None:
         super().check()
         check_token_signal(self, keeps_sign=True)
-        limits = {"strength": (0, inf), "beta": (0, inf), "threshold": (0, inf), "wrong_peers": (1, len(_WRONG))}
+        limits = {"strength": (0, inf), "beta": (0, inf), "threshold": (0, inf), "wrong_peers": (1, 4)}
         for name, bounds in {**limits, "temperature": (1e-6, inf)}.items():
             in_range(f"rlcsd_{name}", getattr(self, f"rlcsd_{name}"), *bounds)
+        if self.num_generations == 2 and self.context in ("peer", "own_peer"):
+            raise ValueError("num_generations=2: no rollout has both a right and a wrong peer. Set at least 3.")
 
 
 @final
@@ -88,7 +88,7 @@ class RLCSDTrainer(TokenSignalTrainer):
 
     config_class = RLCSDConfig
     args: RLCSDConfig
-    views = ("right", *_WRONG)
+    views = ("right", "wrong_1", "wrong_2", "wrong_3", "wrong_4")
     equation = r"A_t = A + r_t\,[|r_t| > \delta], \quad r_t = \beta\lambda \tanh(e_t / \tau)"
     _tag_names = ["trl", "trl-selfdistill", "rlcsd"]
     _name = "RLCSD"
@@ -105,9 +105,9 @@ class RLCSDTrainer(TokenSignalTrainer):
     }
 
     def contexts(self, rollout: Rollout) -> Mapping[str, Any]:
-        right = self.context_builder(rollout)
+        right = as_context(self.context_builder(rollout), maker="The context builder")
         wrong: list[Any] = [Context(text, "wrong_peer") for text in rollout.wrong_peers[: self.args.rlcsd_wrong_peers]]
-        wrong = [right] if right is NO_PRIVILEGED_TEXT else wrong  # without a hint on one side, none on the other
+        wrong = [right] if right and right.text is None else wrong  # without a hint on one side, none on the other
         return {} if right is None or not wrong else dict(zip(self.views, [right, *wrong], strict=False))
 
     def token_advantages(

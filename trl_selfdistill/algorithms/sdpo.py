@@ -24,14 +24,12 @@ from trl_selfdistill.trainer.divergence import DivergenceTrainer
 def sdpo_weights(
     student_logps: Float[Tensor, "B T"], old_logps: Float[Tensor, "B T"], *, clip: float
 ) -> Float[Tensor, "B T"]:
-    """min(exp(s_t - s_t_old), clip): the importance ratio of a token, bounded above. SDPO's released code.
+    """min(exp(s_t - s_t_old), clip), detached: the importance ratio of a token, bounded above. SDPO's released code.
 
     Args:
         student_logps: s_t in nats, of the policy in training.
         old_logps: s_t of the policy that wrote the rollouts; the difference is clamped to +-20.
         clip: the largest weight, at least 1.
-
-    In (0, clip], detached.
     """
     return bounded_exp(student_logps - old_logps).clamp(max=clip)
 
@@ -101,9 +99,10 @@ class SDPOTrainer(DivergenceTrainer):
 
     def contexts(self, rollout: Rollout) -> Mapping[str, Any]:
         made = as_context(self.context_builder(rollout), maker="The context builder")
-        if made is None or made.text is None or self.args.teacher_template is not None:
-            return {"teacher": made}
-        head = "Feedback on an earlier attempt that failed:" if made.source == "feedback" else "A correct solution:"
+        if made is None or made.text is None or self.memory or self.args.teacher_template is not None:
+            return {"teacher": made}  # the template says what the text is
+        failed = " that failed" if rollout.assessed and not (rollout.correct or rollout.passed) else ""
+        head = f"Feedback on an earlier attempt{failed}:" if made.source == "feedback" else "A correct solution:"
         return {"teacher": Context(f"{head}\n\n{made.text}", made.source)}
 
     def divergence_settings(self) -> dict[str, Any]:

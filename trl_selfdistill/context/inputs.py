@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
@@ -57,6 +58,17 @@ def ask(function: Callable[[Rollout], Any], rollout: Rollout, *, field: str) -> 
         raise ValueError(
             f"{field} raised {type(error).__name__}: {error}, for the rollout of prompt {shortened(rollout.prompt)}."
         ) from error
+
+
+def finite(value: Any, *, maker: str) -> float:
+    """`value` as a float. Raises `ValueError` naming the `maker` unless it is a finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError(f"{maker} must return a finite number for every rollout, but returned {shortened(value)}.")
+    return number
 
 
 def check_batch(prompts: Sequence[Any], **columns: Sequence[Any] | None) -> None:

@@ -25,7 +25,7 @@ from trl import GRPOConfig
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import ContextBuilder, as_context, resolve_context, verdict
-from trl_selfdistill.context.inputs import ask, takes_one
+from trl_selfdistill.context.inputs import ask, finite, takes_one
 from trl_selfdistill.context.memory import ContextMemory
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
 from trl_selfdistill.context.templates import templates_of
@@ -62,6 +62,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     """The algorithm's own `teacher_template` by placement ("user", "system"); the collator's defaults where empty."""
     views: ClassVar[tuple[str, ...]] = ("teacher",)
     """Names of the teacher prompts under which a row is scored. Empty: no teacher is asked, and none costs anything."""
+    reads_context: ClassVar[bool] = True
+    """Whether `contexts` asks the setting `context`. False for an algorithm that chooses all that its teachers see."""
 
     args: SelfDistillConfig
     processing_class: Any
@@ -100,7 +102,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         )
         check_feedback(args, reward_funcs, rollout_func, environment_factory, context_builder)
         given, reward_funcs = reward_funcs, self.rewards_for(reward_funcs, args)
-        self._assesses = reward_funcs is given
+        self.has_rewards = reward_funcs is given
         self._told: list[Any] = []
         preloaded = isinstance(model, PeftModel)
         super().__init__(
@@ -133,7 +135,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         self.teacher = make_teacher(args, self.model, self.accelerator, preloaded=preloaded)
         names = self.reward_func_names
         self._correctness = make_correctness(args.correctness_reward, args.correctness_threshold, names)
-        self._row_weight = make_row_weight(args.row_weight, assesses=self._assesses)
+        self._row_weight = make_row_weight(args.row_weight, assesses=self.has_rewards)
         self._rewarded: tuple[list[Any], list[str], list[Rollout], list[int]] | None = None
         self.prepare_recording(own_builder=context_builder is not None)
         self.epochs = DrawPassedEpochs()
@@ -169,7 +171,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
 
     def row_weights(self, rollouts: Sequence[Rollout]) -> Float[Tensor, " B"]:
         """The weight of each row: the configuration's `row_weight`. Rows without a teacher have one too."""
-        weights = [ask(self._row_weight, rollout, field="row_weight") for rollout in rollouts]
+        field = f"row_weight={self.args.row_weight!r}"
+        weights = [finite(ask(self._row_weight, rollout, field=field), maker=field) for rollout in rollouts]
         return torch.tensor(weights, dtype=torch.float32)
 
     def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -205,7 +208,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         batch = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
             self.model.eval()  # continuous batching leaves it in training mode
-        if not self._assesses:
+        if not self.has_rewards:
             drop_rewards(self._metrics[self._mode])
         assert self._rewarded is not None, "TRL scored rollouts without calling _calculate_rewards"
         (prompts, own_texts, rollouts, own_lengths), self._rewarded = self._rewarded, None
@@ -226,7 +229,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         batch = Batch(inputs, prompts, completions, completion_ids_list, golds, told, rewards)
         setting = Setting(
             correctness=self._correctness,
-            assesses=self._assesses,
+            assesses=self.has_rewards,
             feedback_column=self.args.feedback_column,
             reward_names=self.reward_func_names,
             reward_weights=self.reward_weights,

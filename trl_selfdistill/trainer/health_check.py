@@ -18,6 +18,9 @@ _NO_CONTEXT = {
     "peer": _NO_CORRECT,
     "own_peer": _NO_CORRECT,
     "peer_else_gold": f"{_NO_CORRECT}, and no row has a gold solution ({{column}})",
+    "peer_else_feedback": f"{_NO_CORRECT}, and nothing was said of any rollout",
+    "feedback": "nothing was said of any rollout",
+    "memory": "no lesson of an earlier batch is about the same task",
     "majority": "in no group did another finished rollout have the most frequent answer",
     "gold": "no row has a gold solution ({column})",
     "other_gold": "no other problem of the batch has a gold solution ({column})",
@@ -49,8 +52,10 @@ class HealthCheck:
                 logger.warning(message)
 
 
-def no_context(args: Any, *, own_builder: bool) -> str:
-    """Why no row gets a context, should that be so."""
+def no_context(args: Any, *, own_builder: bool, views: int = 1) -> str:
+    """Why no row gets a context, should that be so. `views`: how many a row must have."""
+    if views > 1:
+        return "no rollout had all that the teacher is to be shown in its several prompts"
     if own_builder or args.context not in _NO_CONTEXT:
         who = "the context_builder" if own_builder else f"the function of context={args.context!r}"
         return f"{who} returned no text for any rollout"

@@ -37,7 +37,7 @@ class RecordedTrainer(DescribedTrainer):
         self._columns = CompletionColumns(self.args.generation_batch_size or 0)
         self._weight = ""  # the name of the metric in the column `weight`
         self._sampler = SamplerCheck(self)
-        reason = no_context(self.args, own_builder=own_builder)
+        reason = no_context(self.args, own_builder=own_builder, views=len(self.views))
         facts = Facts(self._name, self.untaught, reason, self.learns_from_rewards, asks_teacher=bool(self.views))
         self._health = HealthCheck(self.args, self.accelerator, facts)
         self._first_prompt = FirstPrompt(self.accelerator, self._tokenizer)
