@@ -44,7 +44,11 @@ def test_the_arms_of_an_algorithm_with_a_strength():
     assert found[NO_REFERENCE].options == ["--context", "none"]
     assert found[WRONG_REFERENCE].options == ["--context", "other_gold"]
     assert found[GRPO].options == ["--rlrt_strength", "0", "--row_weight", "none"]
-    assert (found[NO_TEACHER].command, found[NO_TEACHER].options, found[NO_TEACHER].left_out) == ("opsa", [], "")
+    assert (found[NO_TEACHER].command, found[NO_TEACHER].options, found[NO_TEACHER].left_out) == (
+        "opsa",
+        ["--row_weight", "none"],
+        "",
+    )
 
 
 def test_arms_that_make_no_sense_are_left_out_with_one_line():

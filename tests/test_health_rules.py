@@ -36,6 +36,7 @@ DRIFT = 12  # steps until the last ones lie apart from the first
 CASES = [
     ("no_teacher", series(f"{D}has_teacher", 0.5, *[0.0] * 5), series(f"{D}has_teacher", 0.5, *[0.0] * 4)),
     ("no_teacher", series(f"{D}has_teacher", 0.0, every=10), series(f"{D}has_teacher", *[0.01] * 9)),
+    ("no_weight", series(f"{D}row_weight", 0.5, *[0.0] * 5), series(f"{D}row_weight", *[0.0] * 4, 0.1)),
     ("first_tokens", series(f"{D}log_ratio_start", 7.0), series(f"{D}log_ratio_start", *[1.0] * 9, *[9.0] * 9)),
     ("leakage", series("completions/mentions_solution", 0.6), series("completions/mentions_solution", 0.4)),
     (

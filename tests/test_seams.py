@@ -124,7 +124,7 @@ def half(rollout) -> float:
     return 0.5
 
 
-NO_WEIGHTS = {"nan": float("nan"), "inf": float("inf"), "None": None, "'1'": "1"}
+NO_WEIGHTS = {"nan": float("nan"), "inf": float("inf"), "None": None, "'1'": "1", "-1": -1}
 
 
 def no_weight(rollout):
@@ -133,7 +133,7 @@ def no_weight(rollout):
 
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
 @pytest.mark.parametrize("trainer", [RLRTTrainer, OPSDTrainer])
-def test_a_row_weight_that_is_no_finite_number_stops_the_run(trainer, kind, model_dir, tokenizer, tmp_path):
+def test_a_row_weight_that_is_negative_or_no_finite_number_stops_the_run(trainer, kind, model_dir, tokenizer, tmp_path):
     args = trainer.config_class(
         **distill_settings(tmp_path, row_weight="test_seams.no_weight", context="gold", remove_unused_columns=False)
     )

@@ -87,7 +87,7 @@ def without_teacher(command: str, arguments: Arguments) -> Arm:
     args, its = arguments.training, trainers[found[0]].config_class
     shared = {f.name: default_of(f) for f in fields(its) if f.name not in ONLY_TEACHERS}
     apart = [f.name for f in fields(type(args)) if f.name in shared and default_of(f) != shared[f.name]]
-    changes = {name: str(getattr(args, name)) for name in apart}
+    changes = {**{name: str(getattr(args, name)) for name in apart}, "row_weight": "none"}  # it may know the rewards
     if args.chat_template_kwargs is not None:
         changes["chat_template_kwargs"] = json.dumps(args.chat_template_kwargs)
     return Arm(NO_TEACHER, found[0], changes=changes)

@@ -60,14 +60,16 @@ def ask(function: Callable[[Rollout], Any], rollout: Rollout, *, field: str) -> 
         ) from error
 
 
-def finite(value: Any, *, maker: str) -> float:
-    """`value` as a float. Raises `ValueError` naming the `maker` unless it is a finite number."""
+def as_weight(value: Any, *, maker: str) -> float:
+    """`value` as a float. Raises `ValueError` naming the `maker` unless it is a finite number from 0 on."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, str) or not math.isfinite(number):
-        raise ValueError(f"{maker} must return a finite number for every rollout, but returned {shortened(value)}.")
+    if isinstance(value, str) or not 0.0 <= number < math.inf:
+        raise ValueError(
+            f"{maker} must return a finite number, 0 or more, for every rollout, but returned {shortened(value)}."
+        )
     return number
 
 

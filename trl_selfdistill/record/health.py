@@ -8,26 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_selfdistill.context.inputs import did_you_mean
+from trl_selfdistill.record import symptoms
 from trl_selfdistill.record.log_lines import History, metric, ratio
-from trl_selfdistill.record.symptoms import (
-    Facts,
-    Symptom,
-    above,
-    drifted,
-    end_disagreement,
-    end_split,
-    first_tokens,
-    gate_open,
-    gate_shut,
-    leakage,
-    leakage_rise,
-    no_spread,
-    no_teacher,
-    rise,
-    share,
-    share_of_some,
-    times,
-)
+from trl_selfdistill.record.symptoms import Facts, Symptom
 
 ACTIONS = ("warn", "stop", "ignore")
 
@@ -51,38 +34,45 @@ TABLE = [
         "no_teacher",
         5,
         "steps in a row without a row that has a teacher",
-        no_teacher,
+        symptoms.no_teacher,
         "Take easier problems, more rollouts a prompt, or another context (peer_else_gold, gold).",
+    ),
+    Rule(
+        "no_weight",
+        5,
+        "steps in a row in which row_weight is 0 for all rollouts",
+        symptoms.no_weight,
+        "Look at self_distill/correct: 'paced' needs prompts that are solved sometimes, by correctness_reward.",
     ),
     Rule(
         "first_tokens",
         6.0,
         "nats: mean |u| of each rollout's first token, from the first steps on",
-        first_tokens,
+        symptoms.first_tokens,
         "Look at both prompts with `trl-selfdistill preview`: the templates or thinking modes may not match.",
     ),
     Rule(
         "leakage",
         0.5,
         "share of completions that mention the given solution",
-        leakage,
+        symptoms.leakage,
         "The student copies the teacher's manner: change teacher_template, or lower the strength or the learning rate.",
     ),
     Rule(
         "leakage_rise",
         0.1,
         "rise of that share over the first steps",
-        leakage_rise,
+        symptoms.leakage_rise,
         "The student copies the teacher's manner: change teacher_template, or lower the strength or the learning rate.",
     ),
     Rule(
         "epistemic",
         0.5,
         "share of the first steps' deliberation words per token",
-        drifted(
+        symptoms.drifted(
             ratio("completions/epistemic_words", "completions/mean_length"),
             "words of deliberation (wait, perhaps, check, ...) went from {} to {} per token",
-            share_of_some,
+            symptoms.share_of_some,
         ),
         "Evaluate on problems from elsewhere: the student may be losing its checks; stop earlier, or try AntiSD.",
     ),
@@ -90,22 +80,28 @@ TABLE = [
         "entropy_low",
         0.04,
         "share of the first steps' student entropy",
-        drifted(metric("self_distill/student_entropy"), "the student's entropy fell from {} to {} nats", share),
+        symptoms.drifted(
+            metric("self_distill/student_entropy"), "the student's entropy fell from {} to {} nats", symptoms.share
+        ),
         "The student explores no more: stop here, lower the learning rate, or take new problems.",
     ),
     Rule(
         "entropy_high",
         3.0,
         "times the first steps' student entropy",
-        drifted(metric("self_distill/student_entropy"), "the student's entropy rose from {} to {} nats", times),
+        symptoms.drifted(
+            metric("self_distill/student_entropy"), "the student's entropy rose from {} to {} nats", symptoms.times
+        ),
         "The student is coming apart: go back to a checkpoint and lower the strength or the learning rate.",
     ),
     Rule(
         "length_tail",
         2.0,
         "times the first steps' 95th percentile of completion lengths",
-        drifted(
-            metric("completions/length_p95"), "the longest twentieth of completions grew from {} to {} tokens", times
+        symptoms.drifted(
+            metric("completions/length_p95"),
+            "the longest twentieth of completions grew from {} to {} tokens",
+            symptoms.times,
         ),
         "Read some: where they do not end by themselves, lower the strength or the learning rate.",
     ),
@@ -113,56 +109,62 @@ TABLE = [
         "truncated",
         0.3,
         "rise of the share of truncated completions over the first steps",
-        drifted(metric("completions/clipped_ratio"), "truncated completions went from {} to {}", rise, ".0%"),
+        symptoms.drifted(
+            metric("completions/clipped_ratio"), "truncated completions went from {} to {}", symptoms.rise, ".0%"
+        ),
         "Raise max_completion_length; where completions do not end by themselves, lower the learning rate.",
     ),
     Rule(
         "no_spread",
         5,
         "steps in a row in which no group has different rewards",
-        no_spread,
+        symptoms.no_spread,
         "Where all are right, take harder problems; where all are wrong, take easier ones or check the reward.",
     ),
     Rule(
         "gate_shut",
         50,
         "steps in a row with AntiSD's gate shut after the warm-up",
-        gate_shut,
+        symptoms.gate_shut,
         "Lower antisd_close_ratio, or start again with a longer antisd_warmup.",
     ),
     Rule(
         "gate_open",
         0.8,
         "share of the warm-up's teacher entropy below which AntiSD's gate should not be open",
-        gate_open,
+        symptoms.gate_open,
         "The run is collapsing and the gate does not hold it: set antisd_close_ratio=0.93, lower antisd_strength.",
     ),
     Rule(
         "cut_contexts",
         0.2,
         "share of contexts that were cut",
-        above("self_distill/context_truncated", "{} of the contexts were cut: the teacher sees parts of them", ".0%"),
+        symptoms.above(
+            "self_distill/context_truncated", "{} of the contexts were cut: the teacher sees parts of them", ".0%"
+        ),
         "Shorten the solutions, set context_thinking='remove', raise max_context_tokens or shorten the completions.",
     ),
     Rule(
         "clipped_mass",
         0.5,
         "share of the teacher's probability mass on clipped entries",
-        above("opsd/clipped_entry_mass", "opsd_entry_clip cuts entries that hold {} of the teacher's mass", ".0%"),
+        symptoms.above(
+            "opsd/clipped_entry_mass", "opsd_entry_clip cuts entries that hold {} of the teacher's mass", ".0%"
+        ),
         "What is left of the gradient may point away from the teacher: use opsd_token_clip instead.",
     ),
     Rule(
         "end_split",
         0.1,
         "share of the second end token among those that were sampled",
-        end_split,
+        symptoms.end_split,
         "Let the model have one: set a single eos_token_id in its generation_config, and the same in the tokenizer.",
     ),
     Rule(
         "end_disagreement",
         3.0,
         "nats between both sides' mean log-probability of a sampled end token",
-        end_disagreement,
+        symptoms.end_disagreement,
         "Lengths will drift: compare both chat templates with `trl-selfdistill preview`, and what ends a turn in them.",
     ),
 ]

@@ -46,6 +46,11 @@ def no_spread(history: History, limit: float, facts: Facts) -> str | None:
     return f"all rollouts of a prompt had the same reward{mean} for {steps} steps: GRPO's advantages are 0"
 
 
+def no_weight(history: History, limit: float, facts: Facts) -> str | None:
+    steps = history.steps_in_a_row(lambda entry: value(entry, "self_distill/row_weight") == 0)
+    return f"row_weight was 0 for all rollouts of {steps} steps: nothing is learned" if steps >= limit else None
+
+
 def first_tokens(history: History, limit: float, facts: Facts) -> str | None:
     start = metric("self_distill/log_ratio_start")
     first, last = history.first(start), history.last(start)

@@ -25,7 +25,7 @@ from trl import GRPOConfig
 
 from trl_selfdistill.config import SelfDistillConfig
 from trl_selfdistill.context.builders import ContextBuilder, as_context, resolve_context, verdict
-from trl_selfdistill.context.inputs import ask, finite, takes_one
+from trl_selfdistill.context.inputs import as_weight, ask, takes_one
 from trl_selfdistill.context.memory import ContextMemory
 from trl_selfdistill.context.rollout import Context, Rollout, completion_text
 from trl_selfdistill.context.templates import templates_of
@@ -172,7 +172,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
     def row_weights(self, rollouts: Sequence[Rollout]) -> Float[Tensor, " B"]:
         """The weight of each row: the configuration's `row_weight`. Rows without a teacher have one too."""
         field = f"row_weight={self.args.row_weight!r}"
-        weights = [finite(ask(self._row_weight, rollout, field=field), maker=field) for rollout in rollouts]
+        weights = [as_weight(ask(self._row_weight, rollout, field=field), maker=field) for rollout in rollouts]
         return torch.tensor(weights, dtype=torch.float32)
 
     def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -219,6 +219,8 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         self._first_prompt.show(lesson.views, training=self._mode == "train")
         self.add_metrics(self.metric_log.rollouts(own_texts, rollouts, lesson.views))
         self.add_metrics(self.metric_log.lengths(own_lengths))
+        if self.args.row_weight != "none":
+            self.add_metrics(self.metric_log.means({"self_distill/row_weight": weights}))
         return self.apply_teacher(batch, lesson)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
