@@ -15,7 +15,7 @@ from helpers import ROOT
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from evidence import analysis, hints, measures, methods, plan, policy, rates, raw, routes, sampling, tables
+from evidence import analysis, findings, hints, measures, methods, plan, policy, rates, raw, routes, sampling, tables
 from evidence.sums import Sums
 from evidence.tasks import make_task
 from tiny_policy import build_model
@@ -295,11 +295,27 @@ def test_tables_and_pictures_come_from_the_numbers(tmp_path):
     text = page.read_text()
     assert "| rlrt | pass@8 | 3 | +" in text
     assert "| rlsd | routes | 3 |" in text
-    assert text.count("Not run yet.") == 14  # those of the other tasks
+    made = tables.blocks(results)
+    assert {made[mark] for mark in made if mark.endswith(("sums", "chains"))} == {tables.NOTHING}
+    assert made["findings"] == tables.NOTHING, "a contrast without all its worlds has no finding"
     assert (tmp_path / "evidence_routes.png").stat().st_size > 10_000
     page.write_text(text.replace("| rlrt | pass@8 | 3 | +", "| rlrt | pass@8 | 3 | -"))
     with pytest.raises(SystemExit, match="is not what"):
         tables.main(["--raw", str(file), "--page", str(page), "--check"])
+
+
+def test_the_findings_are_the_differences_of_the_whole_contrast():
+    methods = {
+        name: [result_of(name, world, right=((4, 4), (last, last - world % 3))) for world in range(plan.PAIRS)]
+        for name, last in (("grpo", 8), ("rlrt", 12), ("antisd", 8), ("opsd", 6))
+    }
+    lines = findings.findings(methods).splitlines()
+    assert [line.split()[1] for line in lines] == ["**rlrt**", "**antisd**", "**opsd**"]
+    found = analysis.difference("rlrt", "pass1", *(analysis.by_world(methods[m], "pass1") for m in ("rlrt", "grpo")))
+    assert f"pass@1 {found.mean:+.3f} [{found.low:.3f}, {found.high:.3f}]" in lines[0]
+    assert "routes +0.000 [0.000, 0.000]" in lines[1]
+    methods["opsd"].pop()
+    assert findings.findings(methods) == tables.NOTHING
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from statistics import mean, median
 
 from evidence import analysis, hints, power, smollm
 from evidence.figures import draw
+from evidence.findings import findings
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.plan import MAIN
 from evidence.raw import Result, read
@@ -144,6 +145,7 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
     for task, mark in (("routes", ""), ("chains", " chains")):
         made[f"pilot{mark}"] = pilot_table(results, task)
         made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
+    made["findings"] = findings(analysis.grouped(results, "main", "routes"))
     made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
