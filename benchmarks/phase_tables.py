@@ -1,6 +1,6 @@
 """The tables of `training_phase.py`, in markdown.
 
-python benchmarks/phase_tables.py benchmarks/results/training_phase_cpu.json  # those of docs/performance.md
+python benchmarks/phase_tables.py benchmarks/results/training_phase_cpu.json benchmarks/results/training_phase_lora.json
 """
 
 import json
@@ -29,15 +29,17 @@ def print_comparison(model: str, kind: str, shape: Shape, rows: dict[str, dict[s
     print(flush=True)
 
 
-def print_growth(axis: str, rows: dict[str, dict[str, Any]]) -> None:
+def growth_table(rows: dict[str, dict[str, Any]]) -> str:
     sizes = next(iter(rows.values()))["sizes"]
-    print(f"\nlora, seconds against {axis}\n")
-    print("| variant |", " | ".join(map(str, sizes)), "| exponent | counted |")
-    print("|---" * (len(sizes) + 3) + "|")
+    lines = [f"| variant | {' | '.join(map(str, sizes))} | exponent | counted |", "|---" * (len(sizes) + 3) + "|"]
     for variant, row in rows.items():
-        seconds = " | ".join(f"{value:.2f}" for value in row["seconds"])
-        print(f"| {variant} | {seconds} | {row['exponent']:.2f} | {row['counted']:.2f} |")
-    print(flush=True)
+        seconds = " | ".join(f"{value:.1f}" for value in row["seconds"])
+        lines.append(f"| {variant} | {seconds} | {row['exponent']:.2f} | {row['counted']:.2f} |")
+    return "\n".join(lines)
+
+
+def print_growth(axis: str, rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\nlora, seconds against {axis}\n\n{growth_table(rows)}\n", flush=True)
 
 
 def share(row: dict[str, Any], part: str) -> str:
@@ -62,5 +64,26 @@ def summary_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rounds_table(results: dict[str, Any]) -> str:
+    """Each round's ratio to GRPO, their median, and the ratio that counting operations gives."""
+    variants = results["comparison"][0]["variants"]
+    count = len(variants["grpo"]["seconds"])
+    lines = [
+        f"| LoRA | {' | '.join(f'round {i + 1}' for i in range(count))} | median | counted | memory |",
+        "|---" * (count + 4) + "|",
+    ]
+    for variant, row in variants.items():
+        pairs = zip(row["seconds"], variants["grpo"]["seconds"], strict=True)
+        ratios = " | ".join(f"{own / base:.2f}" for own, base in pairs)
+        end = f"{row['ratio']:.2f} | {row['counted_shared']:.2f} | {row['mb_ratio']:.2f}"
+        lines.append(f"| {variant} | {ratios} | {end} |")
+    return "\n".join(lines)
+
+
+def tables(cpu: dict[str, Any], lora: dict[str, Any]) -> list[str]:
+    """Those of docs/performance.md."""
+    return [summary_tables(cpu), rounds_table(lora), *map(growth_table, lora["growth"].values())]
+
+
 if __name__ == "__main__":
-    print(summary_tables(json.loads(Path(sys.argv[1]).read_text())))
+    print("\n\n".join(tables(*(json.loads(Path(name).read_text()) for name in sys.argv[1:]))))
