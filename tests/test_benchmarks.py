@@ -148,3 +148,10 @@ def test_the_tables_of_the_documentation_are_made_from_the_raw_numbers():
     page, made = (ROOT / "docs/performance.md").read_text(), phase_tables.tables(*raw)
     assert len(made) == 4
     assert not [table for table in made if table not in page]
+    third = json.loads((ROOT / "benchmarks/results/training_phase_third.json").read_text())["comparison"][0]["variants"]
+    ours, grpo = third["rlrt"], third["grpo"]
+    told = (
+        f"gave {ours['ratio']:.2f} for RLRT ({ours['seconds'][0]:.0f} s where GRPO took {grpo['seconds'][0]:.0f}; "
+        f"counted: {ours['counted_shared']:.2f}), with {ours['mb_ratio']:.2f} of GRPO's memory"
+    )
+    assert told in " ".join(page.split())

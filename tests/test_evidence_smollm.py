@@ -35,7 +35,7 @@ def test_no_sum_is_on_two_sides():
     assert 59 <= len(train) <= 62
 
 
-def test_the_warm_up_is_right_with_the_hint_and_mostly_right_without(monkeypatch):
+def test_the_warm_up_is_right_with_the_hint_and_mostly_right_without():
     train = smollm.problems_of(0)[0].to_list()
     answers = {row["prompt"][-1]["content"]: row["solution"] for row in train}
     rows = smollm.warm_up_rows(train, random.Random(0), 2000)

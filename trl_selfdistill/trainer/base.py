@@ -176,7 +176,7 @@ class SelfDistillTrainer(RecordedTrainer, ABC):
         return torch.tensor(weights, dtype=torch.float32)
 
     def is_used(self, advantages: Float[Tensor, " B"], correct: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Rows in which the algorithm uses what the teacher says. Defined by an algorithm that has others, too."""
+        """Rows whose advantages the teacher can change: all, unless an algorithm says less (`skip_unused_scores`)."""
         return torch.ones_like(correct)
 
     def check_policy(self) -> None:
