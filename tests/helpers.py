@@ -1,6 +1,7 @@
 """What several test files need. Fixtures are in conftest.py."""
 
 import dataclasses
+import faulthandler
 import functools
 import importlib
 import json
@@ -112,19 +113,22 @@ def start_trainer(*job_files: Path, processes: int = 1) -> list[multiprocessing.
     started = []
     for rank in range(processes):
         environment = {"RANK": rank, "LOCAL_RANK": rank, **common} if processes > 1 else {}
-        arguments = (environment, [str(file) for file in job_files])
-        process = context.Process(target=run_trainer_main, args=arguments)
+        output = job_files[0].with_suffix(f".{rank}.out")
+        output.touch()
+        arguments = (output, environment, [str(file) for file in job_files])
+        process = context.Process(target=run_trainer_main, args=arguments, name=str(output))
         process.start()
         started.append(process)
     return started
 
 
-def run_trainer_main(environment: dict[str, int | str], job_files: list[str]) -> None:
+def run_trainer_main(output: Path, environment: dict[str, int | str], job_files: list[str]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
-    log = Path(job_files[0]).with_suffix(f".{environment.get('RANK', 0)}.out").open("w")
-    os.dup2(log.fileno(), sys.stdout.fileno())
-    os.dup2(log.fileno(), sys.stderr.fileno())
+    with output.open("w") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    faulthandler.enable()  # a process that is ended by a library's C++ says where it was
     importlib.import_module("run_trainer").main(*job_files)
 
 
@@ -138,7 +142,9 @@ def wait(processes: list[multiprocessing.process.BaseProcess], timeout: int = 90
         process.kill()
         process.join()
     codes = [process.exitcode for process in processes]
-    assert not any(codes), f"the training processes ended with {codes}; their output is beside their job"
+    if any(codes):
+        said = "\n".join(f"--- {process.name}:\n{Path(process.name).read_text()[-4000:]}" for process in processes)
+        raise AssertionError(f"the training processes ended with {codes}\n{said}")
 
 
 def run_trainer(out: Path, *, trainer: str, model: Path, config: dict[str, Any], **job: Any) -> Result:

@@ -54,6 +54,14 @@ def test_a_killed_run_resumes_and_ends_like_an_unkilled_one(seed, whole, model_d
     assert len(list(tmp_path.glob("run/checkpoint-*"))) <= 3
 
 
+@pytest.mark.slow
+def test_a_process_that_fails_says_why(model_dir, tmp_path):
+    job = {"trainer": "NoSuchTrainer", "model": str(model_dir), "config": {}, "out": str(tmp_path / "out")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.raises(AssertionError, match=r"ended with \[1\](.|\n)*NoSuchTrainer"):
+        wait(start_trainer(tmp_path / "job.json"))
+
+
 def checkpoint(folder, step: int, *, state: str | None = "{}"):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
