@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from evidence.measures import SAMPLES, pass_at
-from evidence.plan import MAIN
+from evidence.plan import MAIN, compared, pairs_of
 from evidence.rates import area_of
 
 Result = dict[str, Any]
@@ -83,11 +83,12 @@ def difference(method: str, metric: str, ours: dict[Any, float], theirs: dict[An
     return Difference(method, metric, len(pairs), mean, deviation, mean - half, mean + half, p)
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """With Holm's correction over all that are given."""
+def corrected(differences: Sequence[Difference], tests: int) -> list[Difference]:
+    """With Holm's correction over all planned `tests`. Those that are not given count as the weakest."""
     if not differences:
         return []
-    adjusted = multipletests([d.p for d in differences], method="holm")[1]
+    adjusted = multipletests([d.p for d in differences] + [1.0] * (tests - len(differences)), method="holm")[1]
+    adjusted = adjusted[: len(differences)]
     return [Difference(**{**vars(d), "corrected": float(p)}) for d, p in zip(differences, adjusted, strict=True)]
 
 
@@ -100,19 +101,21 @@ def grouped(results: dict[str, Result], part: str, task: str) -> dict[str, list[
     return found
 
 
-def contrasts(methods: dict[str, list[Result]], names: Sequence[str], against: str = "grpo") -> list[Difference]:
-    """Each of `names` minus GRPO in both primary metrics, corrected together."""
-    areas = {(name, m): by_world(methods[name], m) for name in [*names, against] for m in PRIMARY}
-    found = [difference(name, m, areas[name, m], areas[against, m]) for name in names for m in PRIMARY]
-    return corrected(found)
+def family(methods: dict[str, list[Result]], planned: Sequence[str], task: str) -> list[Difference]:
+    """Each planned method minus GRPO in both primary metrics, corrected together. Only those whose worlds are all there.
+
+    Those that are not there yet count in the correction: it can only become weaker when they come.
+    """
+    whole = [name for name in planned if len(methods.get(name, [])) >= pairs_of(task, name)]
+    areas = {(name, m): by_world(methods[name], m) for name in [*whole, "grpo"] for m in PRIMARY}
+    found = [difference(name, m, areas[name, m], areas["grpo", m]) for name in whole for m in PRIMARY]
+    return corrected(found, len(planned) * len(PRIMARY))
 
 
-def families(methods: dict[str, list[Result]]) -> list[list[Difference]]:
+def families(methods: dict[str, list[Result]], task: str) -> list[list[Difference]]:
     """The main tests, and all others: each family is corrected by itself."""
-    present = [name for name, runs in methods.items() if name != "grpo" and len(runs) > 1]
-    main = [name for name in MAIN if name in present]
-    others = [name for name in present if name not in MAIN]
-    return [contrasts(methods, main), contrasts(methods, others)]
+    names = [name for name in compared(task) if name != "grpo"]
+    return [family(methods, [n for n in names if (n in MAIN) is main], task) for main in (True, False)]
 
 
 def steps_to(result: Result, level: float) -> float:

@@ -1,9 +1,10 @@
-"""The main contrast in one sentence a method, with its numbers."""
+"""The main contrast in one sentence a method, and the controls beside what they control, with their numbers."""
 
 from evidence import analysis
 from evidence.analysis import Difference
 from evidence.markdown import LABELS, NOTHING, interval
-from evidence.plan import MAIN, PAIRS
+from evidence.methods import METHODS
+from evidence.plan import MAIN, OTHER_PAIRS, PAIRS
 from evidence.raw import Result
 
 
@@ -22,6 +23,29 @@ def findings(methods: dict[str, list[Result]]) -> str:
             f"routes where both have the same pass@1: {told_of(same)}."
         )
     return "\n".join(lines)
+
+
+def controls(methods: dict[str, list[Result]]) -> str:
+    """For each main method: what training gave with a teacher that sees the right thing, the wrong one, and nothing."""
+    if any(len(methods.get(name, [])) < OTHER_PAIRS for name in MAIN):
+        return NOTHING
+    lines = [f"- **grpo**, which has no teacher: {told_of(gain(methods['grpo']))}."]
+    for name in MAIN[1:]:
+        given = {"a right peer": name, "the gold solution": f"{name}_gold"}
+        given |= {"the solution of another problem": f"{name}_other_gold", "nothing": f"{name}_none"}
+        there = {what: each for what, each in given.items() if each in METHODS}
+        told = [
+            f"{what}: {told_of(gain(methods[each]))}"
+            for what, each in there.items()
+            if len(methods.get(each, [])) >= OTHER_PAIRS
+        ]
+        lines.append(f"- **{name}**, whose teacher sees {'; '.join(told)}.")
+    return "\n".join(lines)
+
+
+def gain(runs: list[Result]) -> Difference:
+    """pass@1 at the end minus pass@1 before training, in the worlds that all methods have."""
+    return analysis.loss_from_start([run for run in runs if run["world"] < OTHER_PAIRS], "pass1")
 
 
 def between(methods: dict[str, list[Result]], name: str, metric: str, *, last: bool = False) -> Difference:

@@ -8,13 +8,15 @@ import argparse
 import json
 import re
 import sys
+from math import inf
 from pathlib import Path
 from statistics import mean, median
 
 from evidence import analysis, hints, power, smollm
 from evidence.figures import draw
-from evidence.findings import findings
+from evidence.findings import controls, findings
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
+from evidence.methods import METHODS
 from evidence.plan import MAIN
 from evidence.raw import Result, read
 from evidence.verdicts import claims_table
@@ -22,12 +24,28 @@ from evidence.verdicts import claims_table
 ROOT = Path(__file__).parents[2]
 PAGE, RAW, ASSETS = ROOT / "docs/evidence.md", ROOT / "benchmarks/results/evidence/runs.parquet", ROOT / "docs/assets"
 TASKS = ("routes", "sums", "chains")
+KINDS = ("peer", "gold", "controls")
+"""What a teacher sees: each has a table."""
 HARDER = ("routes", "chains")
 """The tasks with several ways to be right: the claims are decided there."""
 
 
 def in_order(methods: dict[str, list[Result]]) -> list[str]:
     return sorted(methods, key=lambda name: (MAIN.index(name) if name in MAIN else len(MAIN), name))
+
+
+def kind_of(name: str) -> str:
+    """The table in which a method stands: by what its teacher sees."""
+    if METHODS[name].trainer == "OPSATrainer":
+        return "controls"
+    context = METHODS[name].config.get("context", "peer")
+    return {"own_peer": "peer", "none": "controls", "other_gold": "controls"}.get(context, context)
+
+
+def of_kind(methods: dict[str, list[Result]], kind: str) -> dict[str, list[Result]]:
+    """The methods of a table, with GRPO, which is compared with all of them. Nothing where it would be alone."""
+    found = {name: runs for name, runs in methods.items() if name == "grpo" or kind_of(name) == kind}
+    return found if set(found) - {"grpo"} else {}
 
 
 def results_table(methods: dict[str, list[Result]]) -> str:
@@ -57,18 +75,18 @@ def costs_table(methods: dict[str, list[Result]]) -> str:
         steps = [analysis.steps_to(run, goal[run["world"], run["seed"]]) for run in shared]
         looks = [f"{mean(point[key] for point in last):.3f}" for key in ("length", "entropy", "legal", "repaired")]
         seconds, flops = mean(point["cpu_seconds"] for point in last), mean(run["flops_per_step"] for run in runs)
-        reach = f"{median(steps):.0f}" if steps else "-"
+        reach = "-" if not steps else "not reached" if median(steps) == inf else f"{median(steps):.0f}"
         rows.append([name, reach, *looks, f"{seconds:.0f}", f"{flops / 1e9:.1f}"])
     head = ["method", "steps to GRPO's pass@1", "length", "entropy", "legal", "repaired", "CPU seconds", "GFLOP a step"]
     return table(head, rows)
 
 
-def differences_table(methods: dict[str, list[Result]]) -> str:
+def differences_table(methods: dict[str, list[Result]], task: str) -> str:
     """Paired differences to GRPO in the primary metrics."""
     if "grpo" not in methods:
         return NOTHING
     rows = []
-    for family in analysis.families(methods):
+    for family in analysis.families(methods, task):
         for d in family:
             rows.append([d.method, LABELS[d.metric], *numbers(d), f"{d.p:.3g}", f"{d.corrected:.3g}"])
     return table(["method - grpo", "area under", "pairs", "mean", "95 %", "SD of a pair", "p", "p, Holm"], rows)
@@ -145,12 +163,15 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
     for task, mark in (("routes", ""), ("chains", " chains")):
         made[f"pilot{mark}"] = pilot_table(results, task)
         made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
-    made["findings"] = findings(analysis.grouped(results, "main", "routes"))
+    routes = analysis.grouped(results, "main", "routes")
+    made["findings"], made["findings controls"] = findings(routes), controls(routes)
     made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
-        made[f"results {task}"], made[f"costs {task}"] = results_table(methods), costs_table(methods)
-        made[f"differences {task}"] = differences_table(methods)
+        for kind in KINDS:
+            made[f"results {task} {kind}"] = results_table(of_kind(methods, kind))
+        made[f"costs {task}"] = costs_table(methods)
+        made[f"differences {task}"] = differences_table(methods, task)
         made[f"matched {task}"] = matched_table(methods)
         made[f"rates {task}"] = sweep_table(results, "rates", task)
         if task in HARDER:
