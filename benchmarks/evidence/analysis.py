@@ -102,7 +102,7 @@ def grouped(results: dict[str, Result], part: str, task: str) -> dict[str, list[
 
 
 def family(methods: dict[str, list[Result]], planned: Sequence[str], task: str) -> list[Difference]:
-    """Each planned method minus GRPO in both primary metrics, corrected together. Only those whose worlds are all there.
+    """Each planned method minus GRPO in both primary metrics, corrected together, where all its worlds are there.
 
     Those that are not there yet count in the correction: it can only become weaker when they come.
     """
