@@ -148,6 +148,12 @@ def test_the_tables_of_the_documentation_are_made_from_the_raw_numbers():
     page, made = (ROOT / "docs/performance.md").read_text(), phase_tables.tables(*raw)
     assert len(made) == 4
     assert not [table for table in made if table not in page]
+    (lora,) = raw[1]["comparison"]
+    rounds = [
+        seconds / theirs
+        for seconds, theirs in zip(*(lora["variants"][n]["seconds"] for n in ("rlrt", "grpo")), strict=True)
+    ]
+    assert f"Over the rounds, RLRT took {min(rounds):.2f} to {max(rounds):.2f} of GRPO's time" in " ".join(page.split())
     third = json.loads((ROOT / "benchmarks/results/training_phase_third.json").read_text())["comparison"][0]["variants"]
     ours, grpo = third["rlrt"], third["grpo"]
     told = (

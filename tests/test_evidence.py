@@ -330,6 +330,10 @@ def test_the_findings_are_the_differences_of_the_whole_contrast():
     assert lines[0].startswith("- **grpo**, which has no teacher: +0.223 ["), "1/4 - 7/8/32, in the first eight worlds"
     assert "**opsd**, whose teacher sees a right peer: " in lines[3]
     assert lines[3].endswith("; nothing: -0.062 [-0.062, -0.062].")
+    assert "nothing" not in lines[2], "what was not run is not told"
+    (line,) = [line for line in findings.teachers(methods).splitlines() if "opsd" in line]
+    assert line.startswith("- **opsd**, whose teacher is the policy before training: +")
+    assert findings.teachers({}) == tables.NOTHING
     methods["opsd"].pop()
     assert findings.findings(methods) == tables.NOTHING
 

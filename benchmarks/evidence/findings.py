@@ -3,9 +3,14 @@
 from evidence import analysis
 from evidence.analysis import Difference
 from evidence.markdown import LABELS, NOTHING, interval
-from evidence.methods import METHODS
 from evidence.plan import MAIN, OTHER_PAIRS, PAIRS
 from evidence.raw import Result
+
+WEIGHTS = {
+    "base": "the policy before training",
+    "ema": "an average of the policy's weights",
+    "live": "the policy itself",
+}
 
 
 def findings(methods: dict[str, list[Result]]) -> str:
@@ -26,21 +31,30 @@ def findings(methods: dict[str, list[Result]]) -> str:
 
 
 def controls(methods: dict[str, list[Result]]) -> str:
-    """For each main method: what training gave with a teacher that sees the right thing, the wrong one, and nothing."""
+    """For GRPO and each main method: what training gave with a teacher that sees a right thing, another, or none."""
     if any(len(methods.get(name, [])) < OTHER_PAIRS for name in MAIN):
         return NOTHING
     lines = [f"- **grpo**, which has no teacher: {told_of(gain(methods['grpo']))}."]
     for name in MAIN[1:]:
         given = {"a right peer": name, "the gold solution": f"{name}_gold"}
         given |= {"the solution of another problem": f"{name}_other_gold", "nothing": f"{name}_none"}
-        there = {what: each for what, each in given.items() if each in METHODS}
-        told = [
-            f"{what}: {told_of(gain(methods[each]))}"
-            for what, each in there.items()
-            if len(methods.get(each, [])) >= OTHER_PAIRS
-        ]
-        lines.append(f"- **{name}**, whose teacher sees {'; '.join(told)}.")
+        lines.append(f"- **{name}**, whose teacher sees {gains(methods, given)}.")
     return "\n".join(lines)
+
+
+def teachers(methods: dict[str, list[Result]]) -> str:
+    """What training gave, by whose weights score."""
+    lines = []
+    for name, own in (("opsd", "base"), ("sdpo", "ema"), ("rlrt", "live")):
+        found = gains(methods, {what: name if kind == own else f"{name}_{kind}" for kind, what in WEIGHTS.items()})
+        lines += [f"- **{name}**, whose teacher is {found}."] if found else []
+    return "\n".join(lines) or NOTHING
+
+
+def gains(methods: dict[str, list[Result]], named: dict[str, str]) -> str:
+    """`a right peer: +0.1 [...]; ...` for the methods, by what they are told as, whose worlds are all there."""
+    whole = {what: name for what, name in named.items() if len(methods.get(name, [])) >= OTHER_PAIRS}
+    return "; ".join(f"{what}: {told_of(gain(methods[name]))}" for what, name in whole.items())
 
 
 def gain(runs: list[Result]) -> Difference:

@@ -14,7 +14,7 @@ from statistics import mean, median
 
 from evidence import analysis, hints, power, smollm
 from evidence.figures import draw
-from evidence.findings import controls, findings
+from evidence.findings import controls, findings, teachers
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.methods import METHODS
 from evidence.plan import MAIN
@@ -164,7 +164,7 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
         made[f"pilot{mark}"] = pilot_table(results, task)
         made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
     routes = analysis.grouped(results, "main", "routes")
-    made["findings"], made["findings controls"] = findings(routes), controls(routes)
+    made |= {"findings": findings(routes), "findings controls": controls(routes), "findings teachers": teachers(routes)}
     made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
