@@ -199,6 +199,8 @@ def test_steps_to_a_level_and_a_comparison_at_the_same_level():
     fast = [result_of("rlrt", world, right=((4, 4), (12, 12))) for world in (0, 1)]
     slow = [result_of("grpo", world, right=((4, 4), (8, 8))) for world in (0, 1)]
     assert analysis.at_the_same_pass1(fast, slow, "pass1").mean == pytest.approx(0)
+    fallen = [result_of("opsd", world, right=((4, 4), (2, 2))) for world in (0, 1)]
+    assert analysis.at_the_same_pass1(fallen, slow, "pass1") is None, "what fell below its beginning tells nothing"
     assert analysis.loss_from_start(slow, "pass1").mean == pytest.approx(0.25)
 
 
@@ -303,6 +305,7 @@ def test_tables_and_pictures_come_from_the_numbers(tmp_path):
     assert "rlrt_gold" not in made["differences routes"], "a method without all its worlds is not tested"
     assert "| rlrt_gold | 7 |" in made["results routes gold"]
     assert "| grpo | 25 |" in made["results routes gold"]
+    assert "| grpo, in those of the others | 8 |" in made["results routes gold"]
     assert "| rlrt_gold |" not in made["results routes peer"]
     assert made["results routes controls"] == tables.NOTHING
     assert "| rlsd | not reached |" in made["costs routes"]
@@ -331,9 +334,12 @@ def test_the_findings_are_the_differences_of_the_whole_contrast():
     assert "**opsd**, whose teacher sees a right peer: " in lines[3]
     assert lines[3].endswith("; nothing: -0.062 [-0.062, -0.062].")
     assert "nothing" not in lines[2], "what was not run is not told"
-    (line,) = [line for line in findings.teachers(methods).splitlines() if "opsd" in line]
+    assert findings.teachers(methods) == tables.NOTHING, "one teacher alone is no comparison"
+    (line,) = findings.teachers({**methods, "opsd_ema": methods["opsd"]}).splitlines()
     assert line.startswith("- **opsd**, whose teacher is the policy before training: +")
     assert findings.teachers({}) == tables.NOTHING
+    methods["rlrt_gold"] = methods["grpo"][: plan.OTHER_PAIRS]
+    assert len(findings.direct(methods).splitlines()) == 4, "a head of two lines, rlrt - grpo and rlrt - rlrt_gold"
     methods["opsd"].pop()
     assert findings.findings(methods) == tables.NOTHING
 

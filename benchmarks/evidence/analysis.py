@@ -137,15 +137,19 @@ def matched(result: Result, metric: str, level: float) -> float:
     return float(np.interp(where, steps_of(result), [point[metric] for point in result["curve"]]))
 
 
-def at_the_same_pass1(ours: Sequence[Result], theirs: Sequence[Result], metric: str) -> Difference:
-    """The paired difference at the pass@1 that both runs of a pair reach: the lower one of their last."""
+def at_the_same_pass1(ours: Sequence[Result], theirs: Sequence[Result], metric: str) -> Difference | None:
+    """The paired difference at the pass@1 that both runs of a pair reach: the lower one of their last.
+
+    A pair in which a run ends at or below its beginning tells nothing and is left out; `None` with fewer than two.
+    """
     pairs = {(r["world"], r["seed"]): r for r in theirs}
     a, b = {}, {}
     for run in ours:
         if peer := pairs.get(key := (run["world"], run["seed"])):
             level = min(run["curve"][-1]["pass1"], peer["curve"][-1]["pass1"])
-            a[key], b[key] = matched(run, metric, level), matched(peer, metric, level)
-    return difference(ours[0]["method"], metric, a, b)
+            if level > max(run["curve"][0]["pass1"], peer["curve"][0]["pass1"]):
+                a[key], b[key] = matched(run, metric, level), matched(peer, metric, level)
+    return difference(ours[0]["method"], metric, a, b) if len(a) > 1 else None
 
 
 def loss_from_start(results: Sequence[Result], metric: str) -> Difference:

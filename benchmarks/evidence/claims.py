@@ -1,4 +1,4 @@
-"""What the papers claim, one by one, and the contrast that decides each. Written before the runs; `verdicts` decides.
+"""What the papers claim, one by one, and the contrast that decides each. Older than any result; `verdicts` decides.
 
 `source` names the paper and its place: a table, a figure, a section. Where only a summary of the paper could be read,
 it says so. Claims of this package have its name.
@@ -46,7 +46,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("RLRT is right more often than GRPO", f"{RLRT}, main table", Contrast("rlrt", "grpo", MORE)),
     Claim(
-        "Without its gate RLRT diverges: the entropy grows",
+        "Without its gate RLRT ends with a higher entropy (there: it diverges)",
         f"{RLRT}, Fig. 9a",
         Contrast("rlrt_ungated", "rlrt", MORE, "entropy", end=True),
     ),

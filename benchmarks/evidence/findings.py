@@ -2,10 +2,21 @@
 
 from evidence import analysis
 from evidence.analysis import Difference
-from evidence.markdown import LABELS, NOTHING, interval
+from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.plan import MAIN, OTHER_PAIRS, PAIRS
 from evidence.raw import Result
 
+DIRECT = (
+    ("rlrt", "grpo", "routes"),
+    ("rlrt", "rlrt_gold", "routes"),
+    ("rlrt", "rlrt_other_gold", "routes"),
+    ("antisd_open", "antisd", "routes"),
+    ("opsd_unclipped", "opsd", "routes"),
+    ("opsd_unclipped", "opsd", "pass1"),
+    ("sdpo_base", "opsd", "routes"),
+    ("sdpo_base", "opsd", "pass1"),
+)
+"""Pairs of methods that the prose of the page sets against one another."""
 WEIGHTS = {
     "base": "the policy before training",
     "ema": "an average of the policy's weights",
@@ -23,9 +34,10 @@ def findings(methods: dict[str, list[Result]]) -> str:
         last = between(methods, name, "pass1", last=True)
         same = analysis.at_the_same_pass1(methods[name], methods["grpo"], "routes")
         told = ", ".join(f"{LABELS[d.metric]} {told_of(d)}" for d in areas)
+        told_same = told_of(same) if same else "no pair"
         lines.append(
             f"- **{name}** - grpo, area under the curve: {told}. pass@1 at the end: {told_of(last)}. Distinct right "
-            f"routes where both have the same pass@1: {told_of(same)}."
+            f"routes where both have the same pass@1: {told_same}."
         )
     return "\n".join(lines)
 
@@ -47,8 +59,21 @@ def teachers(methods: dict[str, list[Result]]) -> str:
     lines = []
     for name, own in (("opsd", "base"), ("sdpo", "ema"), ("rlrt", "live")):
         found = gains(methods, {what: name if kind == own else f"{name}_{kind}" for kind, what in WEIGHTS.items()})
-        lines += [f"- **{name}**, whose teacher is {found}."] if found else []
+        lines += [f"- **{name}**, whose teacher is {found}."] if ";" in found else []
     return "\n".join(lines) or NOTHING
+
+
+def direct(methods: dict[str, list[Result]]) -> str:
+    """Variants against one another, in the worlds that all methods have. Not in the plan, not corrected."""
+    rows = []
+    for ours, theirs, metric in DIRECT:
+        both = [
+            analysis.by_world([run for run in methods.get(name, []) if run["world"] < OTHER_PAIRS], metric)
+            for name in (ours, theirs)
+        ]
+        if all(len(values) >= OTHER_PAIRS for values in both):
+            rows.append([f"{ours} - {theirs}", LABELS[metric], *numbers(analysis.difference(ours, metric, *both))])
+    return table(["difference", "area under", "pairs", "mean", "95 %", "SD of a pair"], rows)
 
 
 def gains(methods: dict[str, list[Result]], named: dict[str, str]) -> str:

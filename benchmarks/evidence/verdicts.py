@@ -1,4 +1,4 @@
-"""Decides the claims of `claims` by one rule, which was fixed before the runs.
+"""Decides the claims of `claims` by one rule, which was fixed before any result was read.
 
 Every contrast has an interval of its mean paired difference, at a level that Holm's method gives it among all
 contrasts of the list, run or not. Where the interval excludes 0 in the claimed direction, the claim is *seen*; where it
