@@ -101,7 +101,8 @@ class Result:
 def start_trainer(*job_files: Path, processes: int = 1) -> list[multiprocessing.process.BaseProcess]:
     """Start `scripts/run_trainer.py` in new processes, forked from a server that has the imports done.
 
-    Several processes find one another as `torchrun` would tell them; most of a launch by `torchrun` is imports.
+    Several processes find one another as `torchrun` would tell them; most of a launch by `torchrun` is imports. The
+    name of a process is the file with its output.
     """
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "examples", "tests", "tests/scripts"))

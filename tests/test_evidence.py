@@ -305,7 +305,7 @@ def test_tables_and_pictures_come_from_the_numbers(tmp_path):
     assert "rlrt_gold" not in made["differences routes"], "a method without all its worlds is not tested"
     assert "| rlrt_gold | 7 |" in made["results routes gold"]
     assert "| grpo | 25 |" in made["results routes gold"]
-    assert "| grpo, in those of the others | 8 |" in made["results routes gold"]
+    assert "| grpo, the first 8 worlds | 8 |" in made["results routes gold"]
     assert "| rlrt_gold |" not in made["results routes peer"]
     assert made["results routes controls"] == tables.NOTHING
     assert "| rlsd | not reached |" in made["costs routes"]

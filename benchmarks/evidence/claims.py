@@ -1,4 +1,6 @@
-"""What the papers claim, one by one, and the contrast that decides each. Older than any result; `verdicts` decides.
+"""What the papers claim, one by one, and the contrast that decides each. `verdicts` decides.
+
+Contrasts and directions were fixed before any result was read.
 
 `source` names the paper and its place: a table, a figure, a section. Where only a summary of the paper could be read,
 it says so. Claims of this package have its name.

@@ -57,7 +57,7 @@ def results_table(methods: dict[str, list[Result]]) -> str:
         rows.append([name, *results_of(methods[name])])
         few = [run for run in methods[name] if run["world"] < OTHER_PAIRS]
         if len(few) < len(methods[name]) and set(methods) - set(MAIN):
-            rows.append([f"{name}, in those of the others", *results_of(few)])
+            rows.append([f"{name}, the first {OTHER_PAIRS} worlds", *results_of(few)])
     areas = [f"area {LABELS[metric]}" for metric in AREAS]
     return table(["method", "worlds", "rate", *areas, "pass@1, end", "pass@8, end", "routes, end"], rows)
 
