@@ -16,11 +16,12 @@ from scipy import stats
 from evidence import analysis
 from evidence.claims import CLAIMS, CLOSE, LESS, START, Claim, Contrast
 from evidence.markdown import LABELS, interval, table
-from evidence.plan import pairs_of
+from evidence.plan import compared, pairs_of
 from evidence.power import LEVEL, detectable
 
 SEEN, OPPOSITE, NOT_SEEN = "seen", "the opposite seen", "not seen"
 NOT_RUN, CANNOT = "not run yet", "cannot be seen at this size"
+NOT_PLANNED = "not compared on this task"
 MARGIN = 0.05
 """Two methods whose areas under pass@1 differ by less are close."""
 
@@ -95,12 +96,13 @@ def described(contrast: Contrast) -> str:
     return f"{contrast.ours} - {contrast.theirs} {sign}, {where}"
 
 
-def row(claim: Claim, made: Decision | None) -> list[Any]:
+def row(claim: Claim, made: Decision | None, task: str) -> list[Any]:
     if claim.contrast is None:
         return [claim.says, claim.source, f"{CANNOT}: {claim.lacks}", "-", "-", "-", "-", "-"]
     text = [claim.says, claim.source]
     if made is None:
-        return [*text, NOT_RUN, described(claim.contrast), "-", "-", "-", "-"]
+        planned = {claim.contrast.ours, claim.contrast.theirs} <= {*compared(task), START}
+        return [*text, NOT_RUN if planned else NOT_PLANNED, described(claim.contrast), "-", "-", "-", "-"]
     d = made.difference
     measured = [d.pairs, f"{d.mean:+.3f}", interval(made.low, made.high), f"{made.findable:.3f}"]
     return [*text, f"**{made.verdict}**", described(claim.contrast), *measured]
@@ -108,4 +110,4 @@ def row(claim: Claim, made: Decision | None) -> list[Any]:
 
 def claims_table(methods: Results, task: str) -> str:
     head = ["claim", "where", "verdict", "decided by", "pairs", "mean", "interval, corrected", "could find"]
-    return table(head, [row(claim, made) for claim, made in zip(CLAIMS, decided(methods, task), strict=True)])
+    return table(head, [row(claim, made, task) for claim, made in zip(CLAIMS, decided(methods, task), strict=True)])
