@@ -6,12 +6,13 @@ PYTHONPATH=benchmarks python -m evidence.tables --check      # an error where th
 
 import argparse
 import json
-import re
 import sys
 from math import inf
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+
+from marks import filled
 
 from evidence import analysis, hints, power, smollm
 from evidence.figures import draw
@@ -188,17 +189,6 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
     made["smollm start"], made["smollm"] = smollm.starts_table(checkpoint), smollm.results_table(checkpoint)
     made["strengths routes"] = sweep_table(results, "strengths", "routes")
     return made
-
-
-def filled(page: str, made: dict[str, str]) -> str:
-    """The page with each mark's text replaced. Raises `ValueError` where page and numbers have other marks."""
-    marks = re.findall(r"<!-- (?!/)(.+?) -->", page)
-    if sorted(marks) != sorted(made):
-        raise ValueError(f"The page has the marks {sorted(marks)}; the numbers make {sorted(made)}.")
-    for name, text in made.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        page = f"{page.partition(start)[0]}{start}\n{text}\n{end}{page.partition(end)[2]}"
-    return page
 
 
 def main(given: list[str] | None = None) -> None:
