@@ -17,7 +17,7 @@ SMOKE := build/evidence
 .PHONY: demo demo-seeds test check fast lint types test-trl test-apart test-triton test-distributed test-vllm test-wheel \
   check-publish bench evidence evidence-smoke docs clean
 
-demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in under six minutes
+demo: $(VENV)/.demo  ## Train SmolLM2-135M with RLRT on the CPU and show the rise, in a few minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev lint types  ## Format, lint, types, all tests but those of the targets below

@@ -85,7 +85,8 @@ def report(a: argparse.Namespace, n: int, beta: float, rate: float) -> list[dict
         error = NAN if v == "gemm" else tried(f"{v}, error", lambda v=v: gradient_error(a, v, beta))
         print(f"| {v} | {took[v]:.4f} | {took[v] / took['ours']:.2f} | {floor / took[v]:.0%} | {held[v] / 1e6:.0f} "
               f"| {ratio(held[v], held['ours']):.2f} | {error:.1e} |", flush=True)  # fmt: skip
-        rows.append({**where, "variant": v, "seconds": took[v], "bytes": held[v], "gradient_error": error})
+        found = {"seconds": took[v], "share": floor / took[v], "bytes": held[v], "gradient_error": error}
+        rows.append({**where, "variant": v, **found})
     return rows
 
 

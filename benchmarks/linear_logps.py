@@ -133,7 +133,8 @@ def report(a: argparse.Namespace, n: int, rate: float) -> list[dict[str, Any]]:
         print(f"| {v} | {took[v]:.4f} | {took[v] / took['ours']:.2f} | {operations / rate / took[v]:.0%} "
               f"| {held[v] / 1e6:.0f} | {ratio(held[v], held['ours']):.2f} | {error['logps_error']:.1e} "
               f"| {error['gradient_error']:.1e} |", flush=True)  # fmt: skip
-        rows.append({**where, "variant": v, "seconds": took[v], "bytes": held[v], **error})
+        share = operations / rate / took[v]
+        rows.append({**where, "variant": v, "seconds": took[v], "share": share, "bytes": held[v], **error})
     return rows
 
 

@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the results to this file")
     parser.add_argument("--variant", choices=VARIANTS, help="measure one in this process and print it as JSON")
     args = parser.parse_args()
     if args.variant:
@@ -135,6 +136,8 @@ def main() -> None:
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         results[variant] = json.loads(done.stdout.splitlines()[-1])
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
     print(f"| T = {args.tokens}, {args.dtype} | loss | peak growth, MB | CPU seconds |\n|---|---|---|---|")
     for variant, row in results.items():
         print(f"| {variant} | {row['loss']:.6f} | {row['peak_mb']:.0f} | {row['seconds']:.1f} |")

@@ -1,12 +1,6 @@
-"""The tables of `training_phase.py`, in markdown.
+"""The tables of `training_phase.py`, in markdown."""
 
-python benchmarks/phase_tables.py benchmarks/results/training_phase_cpu.json benchmarks/results/training_phase_lora.json
-"""
-
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
 from trl_selfdistill.cli.flops import Shape
@@ -80,10 +74,26 @@ def rounds_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tables(cpu: dict[str, Any], lora: dict[str, Any]) -> list[str]:
-    """Those of docs/performance.md."""
-    return [summary_tables(cpu), rounds_table(lora), *map(growth_table, lora["growth"].values())]
+def spread_sentence(lora: dict[str, Any]) -> str:
+    variants = lora["comparison"][0]["variants"]
+    grpo = variants["grpo"]["seconds"]
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(variants[name]["seconds"], grpo, strict=True)]
+        for name in ("rlrt", "rlrt-skip")
+    }
+    return (
+        f"Over the rounds, RLRT took {min(ratios['rlrt']):.2f} to {max(ratios['rlrt']):.2f} of GRPO's time, "
+        f"{statistics.median(ratios['rlrt']):.2f} in the median, and {statistics.median(ratios['rlrt-skip']):.2f} with "
+        "`skip_unused_scores`."
+    )
 
 
-if __name__ == "__main__":
-    print("\n\n".join(tables(*(json.loads(Path(name).read_text()) for name in sys.argv[1:]))))
+def third_sentence(third: dict[str, Any]) -> str:
+    variants = third["comparison"][0]["variants"]
+    ours, grpo = variants["rlrt"], variants["grpo"]
+    return (
+        f"At P = 256, C = 1024, T = 1024 one round beside other work gave {ours['ratio']:.2f} for RLRT "
+        f"({ours['seconds'][0]:.0f} s where GRPO took {grpo['seconds'][0]:.0f};\n"
+        f"counted: {ours['counted_shared']:.2f}), with {ours['mb_ratio']:.2f} of GRPO's memory "
+        "(`benchmarks/results/training_phase_third.json`)."
+    )

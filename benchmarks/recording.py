@@ -5,6 +5,7 @@ examples/smollm2.py`). Every step is logged. Both kinds of steps are of one run:
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=21)
     parser.add_argument("--rollouts", type=int, default=24)
     parser.add_argument("--length", type=int, default=24)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the medians to this file")
     options = parser.parse_args()
     from smollm2 import chain_sums, last_number_reward
 
@@ -84,12 +86,17 @@ def main() -> None:
         parts = watched(turns.trainer)
         turns.trainer.train()
     print(f"{options.rollouts} rollouts of at most {options.length} tokens, {options.count} of them recorded")
+    found: dict[str, Any] = {"rollouts": options.rollouts, "length": options.length, "count": options.count}
+    found["steps"] = min(map(len, turns.seconds.values()))
     for number, clock in enumerate(("wall", "CPU")):
         without, with_ = (statistics.median(t[number] for t in turns.seconds[c]) for c in (0, options.count))
+        found[clock] = {"without": without, "with": with_}
         print(f"{clock}: median step {without:.3f} s without, {with_:.3f} s with, ratio {with_ / without:.4f}")
-    own = statistics.median(sum(p) for p in zip(*[p[1:] for p in parts.values()], strict=True))
-    base = statistics.median(t[1] for t in turns.seconds[0])
-    print(f"the recording itself: median {own * 1e3:.1f} ms of CPU time a step, {own / base:.2%} of a step without")
+    found["own"] = statistics.median(sum(p) for p in zip(*[p[1:] for p in parts.values()], strict=True))
+    share = found["own"] / found["CPU"]["without"]
+    print(f"the recording itself: median {found['own'] * 1e3:.1f} ms of CPU time a step, {share:.2%} of a step without")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 def watched(trainer: Any) -> dict[str, list[float]]:

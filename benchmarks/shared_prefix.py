@@ -8,8 +8,10 @@ shape and random weights. Rounds are interleaved, the median counts. CPU: proces
 """
 
 import argparse
+import json
 import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from measure import medians
@@ -27,6 +29,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the results to this file")
     parser.add_argument("--toy", action="store_true", help="a model of a few weights, to try the script")
     a = parser.parse_args(given)
     a.checkpointing, a.model = True, "smollm2"
@@ -52,6 +55,9 @@ def main(given: list[str] | None = None) -> None:
     for name, value in took.items():
         print(f"| {name} | {value:.2f} | {value / took['row by row']:.2f} |")
     print(f"largest difference of a log-probability: {difference:.1e}")
+    if a.json:
+        sizes = {"prompt": a.prompt, "completion": a.completion, "rollouts": a.rollouts, "dtype": a.dtype}
+        a.json.write_text(json.dumps({**sizes, "seconds": took, "difference": difference}, indent=1))
 
 
 if __name__ == "__main__":

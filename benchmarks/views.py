@@ -8,6 +8,7 @@ The model has SmolLM2-135M's shape and random weights. Rounds are interleaved, t
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import warnings
@@ -81,6 +82,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--completion", type=int, default=128)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the seconds to this file")
     parser.add_argument("--toy", action="store_true", help="a model of a few weights, to try the script")
     a = parser.parse_args(given)
     a.model, a.dtype = "smollm2", "float32"
@@ -93,6 +95,8 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     print("| teacher of | seconds | ratio |\n|---|---|---|")
     for name, value in took.items():
         print(f"| {name} | {value:.2f} | {ratios[name]:.2f} |")
+    if a.json:
+        a.json.write_text(json.dumps(took, indent=1))
     return ratios
 
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import phase_tables
+import cpu
+import last_position
 import phase_variants
 import shared_prefix
 import training_phase
@@ -127,37 +128,47 @@ def test_the_exponent_of_a_power_law():
     assert training_phase.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
 
 
-def test_the_scoring_of_shared_prompts_is_compared(capsys):
-    shared_prefix.main(["--toy", "--prompt", "40", "--completion", "6", "--rollouts", "4", "--rounds", "1"])
+def test_the_scoring_of_shared_prompts_is_compared(tmp_path, capsys):
+    out, sizes = tmp_path / "out.json", ["--prompt", "40", "--completion", "6", "--rollouts", "4", "--rounds", "1"]
+    shared_prefix.main(["--toy", *sizes, "--json", str(out)])
     printed = capsys.readouterr().out
     assert "| once |" in printed
     assert float(printed.split()[-1]) < 1e-4
+    found = json.loads(out.read_text())
+    assert (found["prompt"], set(found["seconds"])) == (40, {"once", "row by row"})
+    assert 0 < found["difference"] < 1e-4
 
 
-def test_the_views_of_rlcsd_are_compared(capsys):
-    ratios = views.main(["--toy", "--prompt", "8", "--completion", "6", "--rollouts", "4", "--rounds", "1"])
+def test_the_views_of_rlcsd_are_compared(tmp_path, capsys):
+    out, sizes = tmp_path / "out.json", ["--prompt", "8", "--completion", "6", "--rollouts", "4", "--rounds", "1"]
+    ratios = views.main(["--toy", *sizes, "--json", str(out)])
+    took = json.loads(out.read_text())
+    assert {name: value / took["rlrt"] for name, value in took.items()} == ratios
     assert list(ratios) == ["rlrt", "rlcsd, 1 wrong peer", "rlcsd, 4 wrong peers"]
     assert all(ratio > 0 for ratio in ratios.values())
     assert "| rlrt |" in capsys.readouterr().out
 
 
-def test_the_tables_of_the_documentation_are_made_from_the_raw_numbers():
-    raw = [
-        json.loads((ROOT / f"benchmarks/results/training_phase_{name}.json").read_text()) for name in ("cpu", "lora")
-    ]
-    page, made = (ROOT / "docs/performance.md").read_text(), phase_tables.tables(*raw)
-    assert len(made) == 4
-    assert not [table for table in made if table not in page]
-    (lora,) = raw[1]["comparison"]
-    rounds = [
-        seconds / theirs
-        for seconds, theirs in zip(*(lora["variants"][n]["seconds"] for n in ("rlrt", "grpo")), strict=True)
-    ]
-    assert f"Over the rounds, RLRT took {min(rounds):.2f} to {max(rounds):.2f} of GRPO's time" in " ".join(page.split())
-    third = json.loads((ROOT / "benchmarks/results/training_phase_third.json").read_text())["comparison"][0]["variants"]
-    ours, grpo = third["rlrt"], third["grpo"]
-    told = (
-        f"gave {ours['ratio']:.2f} for RLRT ({ours['seconds'][0]:.0f} s where GRPO took {grpo['seconds'][0]:.0f}; "
-        f"counted: {ours['counted_shared']:.2f}), with {ours['mb_ratio']:.2f} of GRPO's memory"
-    )
-    assert told in " ".join(page.split())
+def test_the_product_of_the_last_position_is_timed(tmp_path):
+    out = tmp_path / "out.json"
+    found = last_position.main(["--vocab", "64", "--json", str(out)])
+    assert json.loads(out.read_text()) == found
+    assert {dtype: set(took) for dtype, took in found.items()} == {
+        "bfloat16": {"slice", "contiguous"}, "float32": {"slice", "contiguous"}
+    }  # fmt: skip
+
+
+def test_the_parts_for_a_cpu_are_run_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "PARTS", {"product": ("last_position.py", "--vocab", "64")})
+    for _ in range(2):
+        cpu.main(["--results", str(tmp_path), "--only", "product"])
+    assert "product: there already" in capsys.readouterr().out
+    report = json.loads((tmp_path / "product.json").read_text())
+    assert report["command"] == "last_position.py --vocab 64"
+    assert "cores, torch" in report["machine"]
+    assert set(report["results"]) == {"bfloat16", "float32"}
+
+
+def test_the_committed_results_are_those_of_the_parts():
+    found = {path.stem: json.loads(path.read_text())["command"] for path in cpu.RESULTS.glob("*.json")}
+    assert found == {name: " ".join(arguments) for name, arguments in cpu.PARTS.items()}

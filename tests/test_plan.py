@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import statistics
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,56 +12,36 @@ import torch
 from helpers import ROOT
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import scaling_tables
+
 from trl_selfdistill.cli import plan
 from trl_selfdistill.cli.flops import Shape, predicted_flops, teacher_flops
-from trl_selfdistill.cli.memory import estimate_memory
-from trl_selfdistill.cli.plan_costs import CHUNK_BYTES, Job, Setup, communication_bytes, memory, seconds, training_bytes
+from trl_selfdistill.cli.plan_costs import CHUNK_BYTES, Job, Setup, communication_bytes, memory, seconds
 from trl_selfdistill.cli.plan_tables import GIB, GPUS, MODELS, find_decoder
 from trl_selfdistill.ops.projection import CUDA_CHUNK_BYTES
 
 SMOLLM2 = find_decoder("smollm2-135m", rank=16)
-MEASURED = {  # CPU seconds of one thread in float32: benchmarks/training_phase.py, and opsd_memory.py for OPSD
-    ("grpo", True): (Shape(64, 192, 128, 8), 19.8),
-    ("grpo", False): (Shape(64, 192, 128, 8), 20.5),
-    ("rlrt", True): (Shape(64, 192, 128, 8), 17.7),
-    ("rlrt", False): (Shape(64, 192, 128, 8), 17.5),
-    ("opsd", True): (Shape(64, 448, 2048, 1), 56.0),
-}
-
-
-def rate(case) -> float:
-    """Operations per second of a measured step. There is no Triton on a CPU."""
-    (algorithm, lora), (shape, measured) = case, MEASURED[case]
-    return predicted_flops(SMOLLM2.sizes, shape, algorithm, lora=lora, triton=False) / measured
 
 
 def test_one_rate_explains_all_measured_steps():
-    rates = {case: rate(case) for case in MEASURED}
+    rates = scaling_tables.rates()
+    assert len(rates) == 5
     middle = statistics.geometric_mean(rates.values())
     assert 70e9 < middle < 90e9
     assert all(1 / 1.5 < found / middle < 1.5 for found in rates.values()), rates
 
 
-def test_the_page_has_these_figures():
-    page = (ROOT / "docs/scaling.md").read_text()
-    rows = re.findall(r"^\| (\w+), (LoRA|full) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
-    middle = statistics.geometric_mean(rate(case) for case in MEASURED)
-    assert len(rows) == len(MEASURED)
-    for name, kind, took, counted, predicted in rows:
-        case = (name.lower(), kind == "LoRA")
-        assert float(took) == MEASURED[case][1]
-        operations = rate(case) * MEASURED[case][1]
-        assert (counted, predicted) == (f"{operations / 1e12:.2f}", f"{operations / middle:.1f}")
-
-
 @pytest.mark.parametrize("lora", [True, False])
 def test_the_ratio_of_rlrt_to_grpo_is_the_measured_one_within_a_factor(lora):
-    assert 1 / 1.4 < rate(("grpo", lora)) / rate(("rlrt", lora)) < 1.4
+    rates = scaling_tables.rates()
+    assert 1 / 1.4 < rates["grpo", lora] / rates["rlrt", lora] < 1.4
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rlrt"])
 def test_the_ratio_of_full_to_lora_is_the_measured_one_within_a_factor(algorithm):
-    assert 1 / 1.4 < rate((algorithm, True)) / rate((algorithm, False)) < 1.4
+    rates = scaling_tables.rates()
+    assert 1 / 1.4 < rates[algorithm, True] / rates[algorithm, False] < 1.4
 
 
 def test_a_cpu_scores_the_prompt_in_trls_head_only():
@@ -79,16 +60,11 @@ def test_an_algorithm_without_a_teacher_pays_for_none():
 
 
 def test_memory_is_that_which_was_measured():
-    """benchmarks/README.md: the op with a frozen and with a trained head, and OPSD's step. In MB."""
-    numbers = {"weight_bytes": 0.0, "dtype_bytes": 4, "optimizer": "sgd", "vocab": 49152, "head_rows": 256}
-    head = estimate_memory(trainable=0, **numbers).head
-    trained_head = estimate_memory(trainable=576 * 49152, **numbers).total
-    assert head / 1e6 == pytest.approx(119, rel=0.1)
-    assert trained_head / 1e6 == pytest.approx(236, rel=0.1)
-    tokens = 64 + 2048
-    assert training_bytes(SMOLLM2, tokens, 4, head) / 1e6 == pytest.approx(269, rel=0.15)
-    cast_up = 4 * 576 * 49152  # a CPU has no bfloat16 product with a float32 result: it casts the head up
-    assert training_bytes(SMOLLM2, tokens, 2, head + cast_up) / 1e6 == pytest.approx(293, rel=0.15)
+    """The op with a frozen and with a trained head, and OPSD's step."""
+    memories = scaling_tables.memories()
+    assert len(memories) == 4
+    for what, (measured, predicted) in memories.items():
+        assert predicted == pytest.approx(measured, rel=0.1 if what.startswith("the op") else 0.15), what
 
 
 def test_sizes_are_those_of_the_model():

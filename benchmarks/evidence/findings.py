@@ -3,7 +3,7 @@
 from evidence import analysis
 from evidence.analysis import Difference
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
-from evidence.plan import MAIN, OTHER_PAIRS, PAIRS
+from evidence.plan import MAIN, OTHER_PAIRS, pairs_of
 from evidence.raw import Result
 
 DIRECT = (
@@ -24,21 +24,20 @@ WEIGHTS = {
 }
 
 
-def findings(methods: dict[str, list[Result]]) -> str:
-    """A line for each main method, once all worlds of the contrast are there."""
-    if any(len(methods.get(name, [])) < PAIRS for name in MAIN):
+def findings(methods: dict[str, list[Result]], task: str = "routes") -> str:
+    """A line for each main method, once all worlds of the contrast are there. One right answer has no routes."""
+    if any(len(methods.get(name, [])) < pairs_of(task, name) for name in MAIN):
         return NOTHING
+    metrics = ("pass8", "pass1") if task == "sums" else ("routes", "pass8", "pass1")
     lines = []
     for name in MAIN[1:]:
-        areas = [between(methods, name, metric) for metric in ("routes", "pass8", "pass1")]
-        last = between(methods, name, "pass1", last=True)
-        same = analysis.at_the_same_pass1(methods[name], methods["grpo"], "routes")
-        told = ", ".join(f"{LABELS[d.metric]} {told_of(d)}" for d in areas)
-        told_same = told_of(same) if same else "no pair"
-        lines.append(
-            f"- **{name}** - grpo, area under the curve: {told}. pass@1 at the end: {told_of(last)}. Distinct right "
-            f"routes where both have the same pass@1: {told_same}."
-        )
+        told = ", ".join(f"{LABELS[metric]} {told_of(between(methods, name, metric))}" for metric in metrics)
+        line = f"- **{name}** - grpo, area under the curve: {told}. pass@1 at the end: "
+        line += f"{told_of(between(methods, name, 'pass1', last=True))}."
+        if "routes" in metrics:
+            same = analysis.at_the_same_pass1(methods[name], methods["grpo"], "routes")
+            line += f" Distinct right routes where both have the same pass@1: {told_of(same) if same else 'no pair'}."
+        lines.append(line)
     return "\n".join(lines)
 
 

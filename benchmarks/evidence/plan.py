@@ -28,7 +28,8 @@ LEFT_OUT = {
     "sums": (*LATER, "rlrt_gold", "antisd_gold", "opsd_gold", "rlsd_gold", "poweropd_gold"),
     "chains": (
         *("opsd_live", "sdpo_live", "rlrt_base", "rlrt_ema", "opsd_paced"),
-        *("rlrt_gold", "antisd_gold", "antisd_other_gold"),
+        *("rlrt_gold", "antisd_gold", "rlsd_gold", "antisd_other_gold"),
+        *("rlrt_own_peer", "rlrt_paced", "antisd_toward", "rlsd", "rlcsd", "poweropd", "opsa"),
     ),
 }
 """Methods that a task does without. A sum has one right answer, so a right peer says what the gold solution says. On

@@ -19,7 +19,7 @@ from evidence.figures import draw
 from evidence.findings import controls, direct, findings, teachers
 from evidence.markdown import LABELS, NOTHING, interval, numbers, table
 from evidence.methods import METHODS
-from evidence.plan import MAIN, OTHER_PAIRS
+from evidence.plan import MAIN, OTHER_PAIRS, compared
 from evidence.raw import Result, read
 from evidence.verdicts import claims_table
 
@@ -30,7 +30,7 @@ KINDS = ("peer", "gold", "controls")
 """What a teacher sees: each has a table."""
 AREAS = ("pass1", "pass8", "routes")
 HARDER = ("routes", "chains")
-"""The tasks with several ways to be right: the claims are decided there."""
+"""The tasks with several ways to be right: the claims and the teachers' weights are compared there."""
 
 
 def in_order(methods: dict[str, list[Result]]) -> list[str]:
@@ -171,20 +171,19 @@ def blocks(results: dict[str, Result]) -> dict[str, str]:
     for task, mark in (("routes", ""), ("chains", " chains")):
         made[f"pilot{mark}"] = pilot_table(results, task)
         made |= {f"losses {part}{mark}": losses_table(results, part, task) for part in ("pilot", "main")}
-    routes = analysis.grouped(results, "main", "routes")
-    made |= {"findings": findings(routes), "findings controls": controls(routes), "findings teachers": teachers(routes)}
-    made["findings direct"] = direct(routes)
     made["curve chains"] = curve_table(results, "chains")
     for task in TASKS:
         methods = analysis.grouped(results, "main", task)
-        for kind in KINDS:
+        made[f"findings {task}"], made[f"findings controls {task}"] = findings(methods, task), controls(methods)
+        if task in HARDER:
+            made[f"findings teachers {task}"], made[f"findings direct {task}"] = teachers(methods), direct(methods)
+            made[f"claims {task}"] = claims_table(methods, task)
+        for kind in [kind for kind in KINDS if any(kind_of(name) == kind for name in compared(task) if name != "grpo")]:
             made[f"results {task} {kind}"] = results_table(of_kind(methods, kind))
         made[f"costs {task}"] = costs_table(methods)
         made[f"differences {task}"] = differences_table(methods, task)
         made[f"matched {task}"] = matched_table(methods)
         made[f"rates {task}"] = sweep_table(results, "rates", task)
-        if task in HARDER:
-            made[f"claims {task}"] = claims_table(methods, task)
     checkpoint = smollm.load()
     made["smollm start"], made["smollm"] = smollm.starts_table(checkpoint), smollm.results_table(checkpoint)
     made["strengths routes"] = sweep_table(results, "strengths", "routes")
