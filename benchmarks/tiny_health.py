@@ -5,6 +5,7 @@ from typing import Any
 from tiny_numbers import (
     Results,
     after_warmup,
+    at_most,
     drifts,
     first,
     last,
@@ -29,12 +30,12 @@ def blocks(results: Results) -> dict[str, str]:
 
 def table(runs: dict[str, Any]) -> str:
     """Every run, and what was raised in it."""
-    lines = ["| run | steps | accuracy | raised, with its first step |", "|---|---|---|---|"]
+    lines = ["| run | accuracy | steps | raised, with its first step |", "|---|---|---|---|"]
     for name, run in runs.items():
         firsts = dict(reversed(run["health"]))
         raised = ", ".join(f"`{rule}` ({firsts[rule]})" for rule in sorted(firsts)) or "nothing"
         accuracy = f"{percent(run['before'])} to {percent(run['after'])}"
-        lines.append(f"| `{name}` | {run['run']['settings']['max_steps']} | {accuracy} | {raised} |")
+        lines.append(f"| `{name}` | {accuracy} | {run['run']['settings']['max_steps']} | {raised} |")
     return "\n".join(lines)
 
 
@@ -68,12 +69,12 @@ def first_tokens(runs: dict[str, Any]) -> str:
 
 def leakage(runs: dict[str, Any]) -> str:
     most = max(max(steps) for steps in values(runs, "completions/mentions_solution").values())
-    return f"at most {percent(most)} in all runs of the tiny policy, which writes digits alone."
+    return f"{at_most(most)} in all runs of the tiny policy, which writes digits alone."
 
 
 def epistemic(runs: dict[str, Any]) -> str:
     most = max(max(steps) for steps in values(runs, "completions/epistemic_words").values())
-    return f"at most {most:.2g} words in all runs of the tiny policy, which writes digits alone."
+    return f"{'at most ' * (most > 0)}{most:.2g} words in all runs of the tiny policy, which writes digits alone."
 
 
 def entropy_low(runs: dict[str, Any]) -> str:
@@ -125,7 +126,7 @@ def no_spread(runs: dict[str, Any]) -> str:
 
 def gate_shut(runs: dict[str, Any]) -> str:
     shut = longest(gate == 0 for gate in after_warmup(runs["antisd"]["steps"]))
-    return f"at most {shut} steps in a row in AntiSD on the tiny policy."
+    return f"the longest row of shut steps after the warm-up was {shut} in `antisd`."
 
 
 def open_entropies(steps: dict[str, list[Any]]) -> list[float]:
@@ -144,7 +145,7 @@ def gate_open(runs: dict[str, Any]) -> str:
 
 def cut_contexts(runs: dict[str, Any]) -> str:
     most = max(max(steps) for steps in values(runs, "self_distill/context_truncated").values())
-    return f"at most {percent(most)} in all runs of the tiny policy."
+    return f"{at_most(most)} in all runs of the tiny policy."
 
 
 def clipped_mass(runs: dict[str, Any]) -> str:
@@ -158,7 +159,7 @@ def clipped_mass(runs: dict[str, Any]) -> str:
 def end_split(runs: dict[str, Any]) -> str:
     names = {name for run in runs.values() for name in run["steps"] if name.endswith("_share")}
     least = min(min(steps) for name in names for steps in values(runs, name).values())
-    return f"the tiny policy has {len(names)} end token: a share of {least:.0%} throughout.".replace("%", " %")
+    return f"the share of the tiny policy's one end token was {percent(least)} throughout."
 
 
 def end_disagreement(runs: dict[str, Any]) -> str:
@@ -168,9 +169,7 @@ def end_disagreement(runs: dict[str, Any]) -> str:
         if len(sides) == 2:
             differences = [abs(a - b) for a, b in zip(*sides, strict=True) if a is not None and b is not None]
             apart[name] = max(trailing(differences))
-    learn = max(nats for name, nats in apart.items() if name in HEALTHY)
-    most = max(apart.values())
-    return f"at most {learn:.2f} nats over five steps in the runs that learn, at most {most:.2f} in all."
+    return f"at most {max(apart.values()):.2f} nats over five steps in all runs that ask a teacher."
 
 
 TEXTS = {

@@ -17,6 +17,10 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def at_most(share: float, digits: int = 0) -> str:
+    return f"at most {percent(share, digits)}" if share else "0 %"
+
+
 def first(values: Sequence[float], count: int = WINDOW) -> float:
     """The mean over the first steps."""
     return fmean(values[:count])
@@ -47,9 +51,9 @@ def longest(flags: Iterable[bool]) -> int:
 
 
 def after_warmup(steps: dict[str, list[Any]]) -> list[float]:
-    """Whether AntiSD's gate was open, for each batch after the warm-up."""
+    """Whether AntiSD's gate was open, for each batch after the warm-up, whose last batch knows its entropy already."""
     pairs = zip(steps["antisd/gate"], steps["antisd/warm_entropy"], strict=True)
-    return [gate for gate, warm in pairs if warm is not None]
+    return [gate for gate, warm in pairs if warm is not None][1:]
 
 
 def together(parts: Iterable[str]) -> str:

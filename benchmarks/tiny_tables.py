@@ -64,7 +64,10 @@ def antisd(results: Results) -> str:
     ]
     return "\n".join(
         [
-            bullet(f"With the gate: {accuracies(gated)}. It was open in {sum(taught):.0f} of {len(taught)} batches."),
+            bullet(
+                f"With the gate: {accuracies(gated)}. It was open in {sum(taught):.0f} of {len(taught)} batches "
+                "after the warm-up."
+            ),
             bullet(
                 "With the gate disabled (`antisd_close_ratio=0`) and $\\lambda$ ten times larger:",
                 f"{accuracies(loose)}. From the first five steps to the last five went {together(tells)}.",
@@ -85,7 +88,7 @@ def opsd(results: Results) -> str:
         "token clip 0.05 (default)": "opsd",
         "entry clip 0.05 (published)": "opsd_entry_clip",
     }
-    alone, hint = percent(runs["opsd"]["before"]), percent(results["accuracy_with_hint"])
+    alone, hint = percent(runs["opsd"]["before"]), percent(results["accuracy_with_hint"], 1)
     rows = [f"| {clip} | {percent(runs[name]['after'], 1)} |" for clip, name in clips.items()]
     cut = runs["opsd_entry_clip"]["steps"]["opsd/clipped_entry_mass"]
     return "\n".join(

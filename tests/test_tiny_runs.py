@@ -101,6 +101,7 @@ def test_lists_of_numbers_are_one_line(tmp_path):
 
 def test_numbers():
     assert tiny_numbers.percent(0.1234) == "12 %" and tiny_numbers.percent(0.1234, 1) == "12.3 %"
+    assert tiny_numbers.at_most(0) == "0 %" and tiny_numbers.at_most(0.1) == "at most 10 %"
     assert tiny_numbers.first([1, 2, 3, 4, 5, 99]) == 3
     assert tiny_numbers.last([99, 1, 2, 3, 4, 5]) == 3
     assert tiny_numbers.last([1, 2, 4], 2) == 3
@@ -114,15 +115,15 @@ def test_numbers():
 
 def test_the_gate_is_looked_at_after_the_warm_up():
     steps = {"antisd/gate": [0, 0, 1, 0], "antisd/warm_entropy": [None, 2.0, 2.0, 2.0], "antisd/entropy": [1, 1, 3, 1]}
-    assert tiny_numbers.after_warmup(steps) == [0, 1, 0]
+    assert tiny_numbers.after_warmup(steps) == [1, 0]
     assert tiny_health.open_entropies(steps) == [1.5]
 
 
 def test_the_table_names_the_first_step_of_each_complaint():
     run = {"run": {"settings": {"max_steps": 9}}, "before": 0.2, "after": 0.0}
     made = tiny_health.table({"a": run | {"health": [["x", 3], ["w", 4], ["x", 8]]}, "b": run | {"health": []}})
-    assert "| `a` | 9 | 20 % to 0 % | `w` (4), `x` (3) |" in made
-    assert "| `b` | 9 | 20 % to 0 % | nothing |" in made
+    assert "| `a` | 20 % to 0 % | 9 | `w` (4), `x` (3) |" in made
+    assert "| `b` | 20 % to 0 % | 9 | nothing |" in made
 
 
 def test_a_run_in_a_sentence():
