@@ -58,7 +58,7 @@ def antisd(results: Results) -> str:
     rewards, entropies = (loose["steps"][name] for name in ("reward", "antisd/entropy"))
     spread = loose["steps"]["self_distill/teacher_entropy"]
     tells = [
-        f"the mean reward from {first(rewards):.2f} to {last(rewards):.2f}",
+        f"the mean reward went from {first(rewards):.2f} to {last(rewards):.2f}",
         f"`antisd/entropy` from {first(entropies):.3f} to {last(entropies):.3f} nats",
         f"the teacher's mean entropy from {first(spread):.2f} to {last(spread):.2f} nats",
     ]
@@ -70,7 +70,7 @@ def antisd(results: Results) -> str:
             ),
             bullet(
                 "With the gate disabled (`antisd_close_ratio=0`) and $\\lambda$ ten times larger:",
-                f"{accuracies(loose)}. From the first five steps to the last five went {together(tells)}.",
+                f"{accuracies(loose)}. Between the first five steps and the last five, {together(tells)}.",
             ),
         ]
     )
