@@ -213,13 +213,11 @@ def test_thresholds_from_a_command_line(tmp_path):
 @pytest.mark.apart
 def test_a_collapsing_run_is_seen_and_a_healthy_one_is_not(tiny, tmp_path, caplog):
     start = {name: tensor.clone() for name, tensor in tiny[0].state_dict().items()}
-    common = {"max_steps": 120, "logging_steps": 1}
-    for name in ("AntiSD", "RLRT"):
-        learn(tiny, tmp_path, *PAIRS[name], **common)
+    for name in ("antisd", "rlrt"):
+        learn(tiny, tmp_path, name, max_steps=120, logging_steps=1)
         assert not said(caplog)
         tiny[0].load_state_dict(start)
-    collapse = {"antisd_close_ratio": 0.0, "antisd_strength": 5.0}
-    after, _ = learn(tiny, tmp_path, *PAIRS["AntiSD"], **common, **collapse)
+    after, _ = learn(tiny, tmp_path, "antisd_collapse", logging_steps=1)
     assert after < 0.05
     names = {record.getMessage().split("'")[1] for record in caplog.records if record.name == LOGGER}
     assert names & {"gate_open", "entropy_low", "entropy_high"}  # how it collapses depends on the processor's rounding

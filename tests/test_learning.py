@@ -1,52 +1,27 @@
 """Each algorithm learns on the tiny policy, from about 23 %, and fails where it should, visibly. About 20 s a run."""
 
-import contract
+import sys
+
 import pytest
-from helpers import HINT_TEMPLATE, exact_reward, settings, step_logs, sums
-from peft import LoraConfig
+from helpers import ROOT, step_logs
 from tiny_policy import accuracy
 
-from trl_selfdistill import (
-    AntiSDConfig,
-    AntiSDTrainer,
-    EntropyGate,
-    OPSAConfig,
-    OPSATrainer,
-    OPSDConfig,
-    OPSDTrainer,
-    PowerOPDConfig,
-    PowerOPDTrainer,
-    RLCSDConfig,
-    RLCSDTrainer,
-    RLRTConfig,
-    RLRTTrainer,
-    RLSDConfig,
-    RLSDTrainer,
-    SDPOConfig,
-    SDPOTrainer,
-)
+from trl_selfdistill import EntropyGate
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from tiny_runs import RUNS, make_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
-COMMON = {
-    "per_device_train_batch_size": 128,
-    "num_generations": 8,
-    "learning_rate": 3e-4,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 10,
-    "teacher_template": HINT_TEMPLATE,
-}
 
-
-def train(tiny, tmp_path, trainer_class, config_class, *, reward=exact_reward, peft=None, **overrides):
+def train(tiny, tmp_path, name, *, logging_steps=10, **overrides):
+    """Make one of the runs of `benchmarks/tiny_runs.py`."""
     model, tokenizer = tiny
     before = accuracy(model, tokenizer)
-    given = settings(tmp_path, **{**COMMON, **overrides})
-    config = config_class(**contract.read_by(trainer_class, given))
-    trainer = trainer_class(model, reward, config, sums(repeat=20), processing_class=tokenizer, peft_config=peft)
+    trainer = make_trainer(RUNS[name], model, tokenizer, tmp_path, logging_steps=logging_steps, **overrides)
     trainer.train()
     after = accuracy(trainer.model, tokenizer)
-    print(f"\n{trainer_class.__name__} {overrides}: {before:.1%} -> {after:.1%}")
+    print(f"\n{name} {overrides}: {before:.1%} -> {after:.1%}")
     assert 0.15 < before < 0.35
     return after, step_logs(trainer)
 
@@ -56,32 +31,30 @@ def test_the_teacher_knows_with_the_hint(tiny):
 
 
 def test_rlrt(tiny, tmp_path):
-    after, _ = train(tiny, tmp_path, RLRTTrainer, RLRTConfig, max_steps=150)
+    after, _ = train(tiny, tmp_path, "rlrt")
     assert after > 0.8
 
 
-@pytest.mark.parametrize(
-    ("trainer", "config"), [(RLSDTrainer, RLSDConfig), (RLCSDTrainer, RLCSDConfig), (SDPOTrainer, SDPOConfig)]
-)
-def test_the_family_that_needs_rewards(trainer, config, tiny, tmp_path):
-    after, _ = train(tiny, tmp_path, trainer, config, max_steps=120)
+@pytest.mark.parametrize("name", ["rlsd", "rlcsd", "sdpo"])
+def test_the_family_that_needs_rewards(name, tiny, tmp_path):
+    after, _ = train(tiny, tmp_path, name)
     assert after > 0.7
 
 
 def test_power_opd_without_any_reward(tiny, tmp_path):
-    after, _ = train(tiny, tmp_path, PowerOPDTrainer, PowerOPDConfig, reward=None, max_steps=120)
+    after, _ = train(tiny, tmp_path, "poweropd")
     assert after > 0.7
 
 
 def test_opsa_grows_sure_of_what_it_says_already_right_or_wrong(tiny, tmp_path):
     """Nothing tells it what is right, and most of what this policy says is wrong."""
-    after, logs = train(tiny, tmp_path, OPSATrainer, OPSAConfig, max_steps=120)
+    after, logs = train(tiny, tmp_path, "opsa")
     assert after < 0.15
     assert logs[-1]["self_distill/student_entropy"] < 0.2 * logs[0]["self_distill/student_entropy"]
 
 
 def test_antisd_with_its_gate(tiny, tmp_path):
-    after, logs = train(tiny, tmp_path, AntiSDTrainer, AntiSDConfig, max_steps=120, logging_steps=1)
+    after, logs = train(tiny, tmp_path, "antisd", logging_steps=1)
     assert after > 0.8
     # Whether the entropy falls, and so the gate closes, depends on the processor's rounding: 120 steps are chaotic.
     gate, states = EntropyGate(), []
@@ -93,8 +66,7 @@ def test_antisd_with_its_gate(tiny, tmp_path):
 
 
 def test_antisd_without_its_gate_and_ten_times_stronger_collapses_visibly(tiny, tmp_path):
-    overrides = {"antisd_close_ratio": 0.0, "antisd_strength": 5.0, "max_steps": 120}
-    after, logs = train(tiny, tmp_path, AntiSDTrainer, AntiSDConfig, **overrides)
+    after, logs = train(tiny, tmp_path, "antisd_collapse")
     assert after < 0.05
     assert logs[-1]["reward"] < 0.05
     assert logs[0]["antisd/entropy"] < 0.05
@@ -102,21 +74,13 @@ def test_antisd_without_its_gate_and_ten_times_stronger_collapses_visibly(tiny, 
     assert logs[-1]["self_distill/teacher_entropy"] > 3 * logs[0]["self_distill/teacher_entropy"]
 
 
-OPSD = {"num_generations": 1, "learning_rate": 2e-3, "max_steps": 100}
-
-
-def lora() -> LoraConfig:
-    return LoraConfig(r=16, target_modules="all-linear")
-
-
 def test_opsd_without_any_reward(tiny, tmp_path):
-    after, logs = train(tiny, tmp_path, OPSDTrainer, OPSDConfig, reward=None, peft=lora(), **OPSD)
+    after, logs = train(tiny, tmp_path, "opsd")
     assert after > 0.85
     assert logs[-1]["opsd/clipped_tokens"] < logs[0]["opsd/clipped_tokens"]
 
 
 def test_opsds_published_entry_clip_unlearns_and_the_clipped_mass_tells(tiny, tmp_path):
-    clip = {"opsd_entry_clip": 0.05, "opsd_token_clip": None}
-    after, logs = train(tiny, tmp_path, OPSDTrainer, OPSDConfig, reward=None, peft=lora(), **OPSD, **clip)
+    after, logs = train(tiny, tmp_path, "opsd_entry_clip")
     assert after < 0.15
     assert all(entry["opsd/clipped_entry_mass"] > 0.5 for entry in logs)
