@@ -20,7 +20,8 @@ def of_cpu(name: str) -> Any:
 
 def machine_sentence() -> str:
     machines = {json.loads(path.read_text())["machine"] for path in (RESULTS / "cpu").glob("*.json")}
-    return f"The CPU: {'; '.join(sorted(machines))}, shared with other work."
+    names = "; ".join(sorted(machines))
+    return f"The CPU: {names}, one of them busy with other work. That slows most what moves much memory."
 
 
 def of_phase(name: str) -> Any:

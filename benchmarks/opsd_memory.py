@@ -23,7 +23,8 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-from trl_selfdistill import OPSDConfig, OPSDTrainer
+from trl_selfdistill import OPSDConfig, OPSDTrainer, Rollout
+from trl_selfdistill.trainer.rollouts import Lesson, lesson_tensors
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from tiny_policy import build_tokenizer
@@ -64,7 +65,9 @@ def trainer_of(variant: str, dtype: torch.dtype) -> Any:
         "peft_config": LoraConfig(r=16, target_modules="all-linear"),
     }
     if variant == "ours":
-        return OPSDTrainer(smollm2_shape(dtype), args=OPSDConfig(**settings, opsd_token_clip=None), **common)
+        return OPSDTrainer(
+            smollm2_shape(dtype), args=OPSDConfig(**settings, opsd_token_clip=None, log_token_signals=0), **common
+        )
     mode = {"distillation_mode": "full_logits", "distillation_alpha": 0.0, "distillation_is_clip": None}
     return SDFTTrainer(smollm2_shape(dtype), args=SDFTConfig(**settings, **mode), **common)
 
@@ -80,6 +83,7 @@ def batch_of(variant: str, tokens: int, device: torch.device) -> dict[str, torch
     batch |= {f"{name}_mask": torch.ones_like(value) for name, value in ids.items()}
     if variant == "ours":
         batch |= {"has_context": torch.tensor([True]), "taught_tokens": torch.tensor(tokens)}
+        batch |= lesson_tensors(Lesson([Rollout({}, "", correct=False)], {}, torch.ones(1)), torch.device("cpu"))
     else:
         batch["teacher_input_ids"] = torch.cat([ids["teacher_prompt"], ids["completion"]], dim=1)
         batch["teacher_attention_mask"] = torch.ones_like(batch["teacher_input_ids"])

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from trl_selfdistill import RLRTConfig, RLRTTrainer
+from trl_selfdistill.rewards import last_number_reward
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=24)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the medians to this file")
     options = parser.parse_args()
-    from smollm2 import chain_sums, last_number_reward
+    from smollm2 import chain_sums
 
     turns = InTurns(options.count)
     with tempfile.TemporaryDirectory() as folder:
