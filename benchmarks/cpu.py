@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import tiny_raw
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/cpu"
 BF16, ROUNDS = ("--dtype", "bfloat16"), ("--rounds", "3")
@@ -39,22 +41,21 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def machine() -> str:
-    import torch
-
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].partition(': ')[2]}, {len(names)} cores, torch {torch.__version__}"
+    where = tiny_raw.machine()
+    return f"{where['cpu']}, {os.cpu_count()} cores, torch {where['torch']}"
 
 
 def measured(arguments: tuple[str, ...]) -> dict[str, Any]:
     """Run one script. Raises `subprocess.CalledProcessError` where it fails."""
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    where = machine()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         script, *rest = arguments
         subprocess.run([sys.executable, str(HERE / script), *rest, "--json", str(out)], check=True, env=env)
         results = json.loads(out.read_text(), parse_constant=lambda _: None)
-    return {"command": " ".join(arguments), "machine": machine(), "results": results}
+    return {"command": " ".join(arguments), "machine": where, "results": results}
 
 
 def main(given: list[str] | None = None) -> None:

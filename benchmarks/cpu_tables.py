@@ -9,7 +9,7 @@ import phase_tables
 from scaling_tables import lessons, memory_table, seconds_table
 
 RESULTS = Path(__file__).parent / "results"
-MB = 1e6
+MB, MIB = 1e6, 2**20
 README, PERFORMANCE = "benchmarks/README.md", "docs/performance.md"
 
 
@@ -20,8 +20,7 @@ def of_cpu(name: str) -> Any:
 
 def machine_sentence() -> str:
     machines = {json.loads(path.read_text())["machine"] for path in (RESULTS / "cpu").glob("*.json")}
-    names = "; ".join(sorted(machines))
-    return f"The CPU: {names}, one of them busy with other work. That slows most what moves much memory."
+    return f"The CPU: {'; '.join(sorted(machines))}."
 
 
 def of_phase(name: str) -> Any:
@@ -66,7 +65,7 @@ def errors_in_bf16() -> dict[tuple[str, float], float]:
 def errors_table() -> str:
     errors = errors_in_bf16()
     variants = [v for v in dict.fromkeys(variant for variant, _ in errors) if v != "gemm"]
-    rows = [[variant, *(f"{errors[variant, beta]:.1e}" for beta in (0.0, 0.5))] for variant in variants]
+    rows = [[variant, *(f"{errors[variant, beta]:.1%}" for beta in (0.0, 0.5))] for variant in variants]
     return table(["variant", "gradient error, beta = 0", "beta = 0.5"], rows)
 
 
@@ -94,7 +93,7 @@ def opsd_table() -> str:
         results = of_cpu(name)
         for variant, trainer in (("ours", "`OPSDTrainer`"), ("sdft", "`SDFTTrainer`")):
             row = results[variant]
-            growth = f"{row['peak_mb']:.0f} | {times(row['peak_mb'], results['ours']['peak_mb'])}"
+            growth = f"{row['peak_mb'] * MIB / MB:.0f} | {times(row['peak_mb'], results['ours']['peak_mb'])}"
             rows.append([dtype, trainer, f"{row['loss']:.6f}", growth, f"{row['seconds']:.0f}"])
     return table(["dtype", "trainer", "loss", "peak growth, MB", "ratio", "CPU seconds"], rows)
 
@@ -102,7 +101,7 @@ def opsd_table() -> str:
 VIEWS = {
     "rlrt": ("RLRT", 1),
     "rlcsd, 1 wrong peer": ("RLCSD, `rlcsd_wrong_peers=1`", 2),
-    "rlcsd, 4 wrong peers": ("RLCSD, `rlcsd_wrong_peers=4`", 5),
+    "rlcsd, 4 wrong peers": ("RLCSD, `rlcsd_wrong_peers=4`", "4 or 5"),
 }
 
 
@@ -118,7 +117,7 @@ def views_bullet() -> str:
     return (
         "- The teacher's time for a group of eight rollouts, against RLRT's, with shared prefixes "
         f"(`benchmarks/views.py`,\n  SmolLM2-135M's shape, CPU): {one} times with one wrong hint, {four} times "
-        "with four."
+        "with up to four."
     )
 
 

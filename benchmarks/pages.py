@@ -30,17 +30,14 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args(given).check
-    other = []
-    for page, made in blocks().items():
-        path = ROOT / page
-        old = path.read_text()
-        new = filled(old, made)
-        if new != old:
-            other.append(page)
-        if not check:
-            path.write_text(new)
+    made = blocks()
+    pages = {page: (ROOT / page).read_text() for page in made}
+    new = {page: filled(text, made[page]) for page, text in pages.items()}
+    other = [page for page, text in pages.items() if new[page] != text]
     if check and other:
         sys.exit(f"{', '.join(other)}: not what benchmarks/results says. Run benchmarks/pages.py.")
+    for page in other:
+        (ROOT / page).write_text(new[page])
 
 
 if __name__ == "__main__":

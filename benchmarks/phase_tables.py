@@ -92,7 +92,7 @@ def third_sentence(third: dict[str, Any]) -> str:
     variants = third["comparison"][0]["variants"]
     ours, grpo = variants["rlrt"], variants["grpo"]
     return (
-        f"At P = 256, C = 1024, T = 1024 one round beside other work gave {ours['ratio']:.2f} for RLRT "
+        f"At P = 256, C = 1024, T = 1024 one round gave {ours['ratio']:.2f} for RLRT "
         f"({ours['seconds'][0]:.0f} s where GRPO took {grpo['seconds'][0]:.0f};\n"
         f"counted: {ours['counted_shared']:.2f}), with {ours['mb_ratio']:.2f} of GRPO's memory "
         "(`benchmarks/results/training_phase_third.json`)."

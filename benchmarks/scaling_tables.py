@@ -106,8 +106,9 @@ def lessons() -> str:
     low, high = sorted(seconds.teacher / seconds.student for seconds in best)
     shares = head_share(node["full", "zero2"]), head_share(small["full", "one process"])
     lines = (
-        f"- **Generation dominates**, and with `fsdp2` and without vLLM it is more than {int(times)} times the rest,",
-        "  because the weights travel for every token. Take FSDP2 with vLLM, or whole weights on each GPU.",
+        "- **Generation dominates** in all rows but the last, and with `fsdp2` and without vLLM it is more than",
+        f"  {int(times)} times the rest, because the weights travel for every token. Take FSDP2 with vLLM, or whole",
+        "  weights on each GPU.",
         f"- **The teacher adds {low:.0%} to {high:.0%} of the student's time**: its prompt is read once per group, if",
         "  a forward holds whole groups (`per_device_train_batch_size` a multiple of `num_generations`).",
         f"- **The head is not the problem of large models**: at 8 billion weights it is {shares[0]:.0%} of what is not",

@@ -8,7 +8,7 @@ from typing import Any
 import tiny_health
 from tiny_numbers import RESULTS, Results, after_warmup, bullet, first, last, paragraph, percent, together
 
-POLICY = "A transformer of 0.4 million parameters that knows one-digit sums but says them one time in four"
+POLICY = "A transformer of 0.4 million parameters that knows one-digit sums but seldom says them"
 
 
 def blocks() -> dict[str, dict[str, str]]:
@@ -55,11 +55,10 @@ def antisd(results: Results) -> str:
     """With the gate and without it."""
     gated, loose = (results["runs"][name] for name in ("antisd", "antisd_collapse"))
     taught = after_warmup(gated["steps"])
-    rewards, entropies = (loose["steps"][name] for name in ("reward", "antisd/entropy"))
+    rewards = loose["steps"]["reward"]
     spread = loose["steps"]["self_distill/teacher_entropy"]
     tells = [
         f"the mean reward went from {first(rewards):.2f} to {last(rewards):.2f}",
-        f"`antisd/entropy` from {first(entropies):.3f} to {last(entropies):.3f} nats",
         f"the teacher's mean entropy from {first(spread):.2f} to {last(spread):.2f} nats",
     ]
     return "\n".join(

@@ -186,7 +186,7 @@ def growth(a: argparse.Namespace, axis: str, sizes: list[int], shape: Shape) -> 
     found = {}
     for variant in [v for v in GROWTH if v in a.only]:
         taken = [apart(a, variant, "lora", grown)["seconds"] for grown in shapes]
-        operations = [float(counted(a, variant, "lora", grown, shared=False)) for grown in shapes]
+        operations = [float(counted(a, variant, "lora", grown, shared=True)) for grown in shapes]
         found[variant] = {
             "sizes": sizes,
             "seconds": taken,
