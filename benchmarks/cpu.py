@@ -1,6 +1,6 @@
 """The benchmarks that the documentation quotes for a CPU, one after the other: about half an hour.
 
-    OMP_NUM_THREADS=1 python benchmarks/cpu.py                 # what is there already is skipped
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py                 # what is there with this command is skipped
     OMP_NUM_THREADS=1 python benchmarks/cpu.py --only logps views
     python benchmarks/pages.py                                 # afterwards: writes the figures into the pages
 
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import tiny_raw
+import measure
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/cpu"
@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def machine() -> str:
-    where = tiny_raw.machine()
+    where = measure.machine()
     return f"{where['cpu']}, {os.cpu_count()} cores, torch {where['torch']}"
 
 
@@ -66,7 +66,7 @@ def main(given: list[str] | None = None) -> None:
     a.results.mkdir(parents=True, exist_ok=True)
     for name in a.only:
         out = a.results / f"{name}.json"
-        if out.exists():
+        if out.exists() and json.loads(out.read_text())["command"] == " ".join(PARTS[name]):
             print(f"{name}: there already")
             continue
         print(f"\n{name}: {' '.join(PARTS[name])}\n", flush=True)

@@ -1,12 +1,16 @@
 """What the benchmarks share: interleaved times, growth of peak memory, the rate of a bare product, failures."""
 
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,3 +103,11 @@ def product_rate(hidden: torch.Tensor, head: torch.Tensor, device: str) -> float
     out = hidden @ head
     best = min(seconds(lambda: torch.mm(hidden, head, out=out), device) for _ in range(4))
     return 2 * hidden.numel() * head.shape[1] / best
+
+
+def machine() -> dict[str, Any]:
+    """Where something is measured. Runs are chaotic, too: another processor rounds otherwise."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
+    cpu = names[0] if names else platform.processor()
+    return {"cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -120,7 +120,7 @@ def measure(variant: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
         loss = value.item()
         model.zero_grad()
     seconds = time.process_time() - start
-    return {"loss": loss, "peak_mb": (peak(device) - before) / 2**20, "seconds": seconds}
+    return {"loss": loss, "peak_mb": (peak(device) - before) / 1e6, "seconds": seconds}
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def memories() -> dict[str, tuple[float, float]]:
     trained = estimate_memory(trainable=WIDTH * VOCAB, head_rows=CHUNK, **numbers).total
     cast_up = 4 * WIDTH * VOCAB  # a CPU has no bfloat16 product with a float32 result: it casts the head up
     op = {name: read(f"cpu/{name}")["results"][0]["bytes"] for name in ("divergence_frozen", "divergence")}
-    opsd = {n: read(f"cpu/{n}")["results"]["ours"]["peak_mb"] * 2**20 for n in ("opsd_memory", "opsd_memory_bf16")}
+    opsd = {n: read(f"cpu/{n}")["results"]["ours"]["peak_mb"] * 1e6 for n in ("opsd_memory", "opsd_memory_bf16")}
     return {
         "the op, frozen head, 1,024 tokens": (op["divergence_frozen"], head),
         "the op, trained head, 1,024 tokens": (op["divergence"], trained),

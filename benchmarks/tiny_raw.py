@@ -1,17 +1,14 @@
-"""What is written down of a run of the tiny policy, and where it was made. For `tiny_runs.py`."""
+"""What is written down of a run of the tiny policy. For `tiny_runs.py`."""
 
 import json
 import logging
 import math
 import os
-import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 KEPT = (
     "reward",
@@ -58,14 +55,6 @@ def columns(history: list[dict[str, Any]]) -> dict[str, list[float | None]]:
 
 def rounded(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(f"{value:.5g}")
-
-
-def machine() -> dict[str, Any]:
-    """Where the runs are made: they are chaotic, and another processor rounds otherwise."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
-    cpu = names[0] if names else platform.processor()
-    return {"cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def save(path: Path, results: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import machine
 from peft import LoraConfig
 from tiny_numbers import RESULTS
-from tiny_raw import columns, complaints, machine, rounded, save
+from tiny_raw import columns, complaints, rounded, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
 import trl_selfdistill

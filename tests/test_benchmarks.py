@@ -183,6 +183,9 @@ def test_the_parts_for_a_cpu_are_run_once(tmp_path, monkeypatch, capsys):
     assert report["command"] == "last_position.py --vocab 64"
     assert "cores, torch" in report["machine"]
     assert set(report["results"]) == {"bfloat16", "float32"}
+    monkeypatch.setattr(cpu, "PARTS", {"product": ("last_position.py", "--vocab", "32")})
+    cpu.main(["--results", str(tmp_path), "--only", "product"])
+    assert "there already" not in capsys.readouterr().out, "another command is another measurement"
 
 
 def test_the_committed_results_are_those_of_the_parts():
